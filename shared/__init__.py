@@ -1,0 +1,1 @@
+"""How we reach the world: settings, errors, telemetry, mail, clients and state. Knows no recipe."""

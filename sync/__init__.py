@@ -1,0 +1,1 @@
+"""What we do with records: no HTTP, no SDK, no environment in here."""

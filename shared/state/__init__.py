@@ -1,0 +1,1 @@
+"""What Concord remembers: rows in tables, messages in queues, permits."""
