@@ -1,0 +1,568 @@
+"""Every row and every message that Concord stores, as a documented model with a schema version.
+
+A row knows its table and both keys. Keys spread load and list newest first without a scan; see `docs/architecture.md`.
+Emails and field values are stored as keyed digests only, except a run's recipients; a message may carry a record.
+"""
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidator
+
+from shared.clients.system import Row, Value
+
+SHARDS = 8  # partitions of a recipe pair's links; part of the stored keys, so it never changes
+
+
+class Outcome(StrEnum):
+    """What became of an item. HELD waits for a confirmation and is replaced once; all others are final."""
+
+    CREATED = "created"
+    ADOPTED = "adopted"
+    UPDATED = "updated"
+    UNCHANGED = "unchanged"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    HELD = "held"
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    AWAITING_CONFIRMATION = "awaiting_confirmation"
+    COMPLETED = "completed"
+    COMPLETED_WITH_WARNINGS = "completed_with_warnings"
+    COMPLETED_WITH_FAILURES = "completed_with_failures"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to the run."""
+        return self not in (RunState.QUEUED, RunState.RUNNING, RunState.WAITING, RunState.AWAITING_CONFIRMATION)
+
+
+class RunKind(StrEnum):
+    """Which slot of its recipe a run takes; IDS and EVENTS take none."""
+
+    WINDOW = "window"
+    BACKFILL = "backfill"
+    IDS = "ids"
+    EVENTS = "events"
+
+
+class MailState(StrEnum):
+    """Where a run's summary stands, apart from the run's own state."""
+
+    NONE = "none"
+    OWED = "owed"
+    SENT = "sent"
+    SUMMARY_FAILED = "summary_failed"
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------
+
+
+def key_text(value: str) -> str:
+    """Return a value as it may stand in a key: what Azure forbids or trips over becomes `=XX`, two hex digits a byte."""
+    return re.sub(r"[^A-Za-z0-9 _.:,;@~!$&()*<>{}\[\]|^-]", _escape, value)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return "".join(f"={byte:02X}" for byte in match.group().encode())
+
+
+def shard_of(value: str) -> str:
+    """Return the shard of an id, the same on every worker and for ever."""
+    return f"{hashlib.sha256(value.encode()).digest()[0] % SHARDS:02d}"
+
+
+def new_run_id(recipe: str, at: datetime, suffix: str) -> str:
+    """Return a run id that says recipe and moment: `case_to_incident-20260314T060000123-4f2a`."""
+    return f"{recipe}-{at:%Y%m%dT%H%M%S}{at.microsecond // 1000:03d}-{suffix}"
+
+
+def recipe_of(run_id: str) -> str:
+    """Return the recipe that a run id names. Raises ValueError for what is no run id."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*-\d{8}T\d{9}-[0-9a-z]{4,12}", run_id):
+        raise ValueError(f"not a run id: {run_id[:80]!r}")
+    return run_id.rsplit("-", 2)[0]
+
+
+def newest_first(run_id: str) -> str:
+    """Return a run id's row key: its moment counted backwards, so that tables list the newest first."""
+    _, moment, suffix = run_id.rsplit("-", 2)
+    digits = moment.replace("T", "")
+    return "".join(str(9 - int(digit)) for digit in digits) + "-" + suffix
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+class StateRow(BaseModel):
+    """A row of a table. `etag` is what the storage gave when it was read; empty for a new one."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    TABLE: ClassVar[str]
+
+    schema_version: int = 1
+    etag: str = Field(default="", exclude=True)
+
+    @property
+    def partition_key(self) -> str:
+        raise AttributeError(type(self).__name__)
+
+    @property
+    def row_key(self) -> str:
+        raise AttributeError(type(self).__name__)
+
+
+class RunRow(StateRow):
+    """One run. Changed by compare-and-set only."""
+
+    TABLE: ClassVar[str] = "runs"
+
+    run_id: str
+    recipe: str
+    kind: RunKind
+    state: RunState = RunState.QUEUED
+    preview: bool = False  # decides everything, writes nothing
+    window: str = ""  # canonical text of the window, "" for events
+    since: datetime | None = None  # aware UTC, inclusive
+    until: datetime | None = None  # aware UTC, exclusive; from the vendor's clock, fixed at the start
+    ids: list[str] = []  # record keys of an IDS run
+    moves_cursor: bool = False
+    first_run: bool = False  # no run of this recipe has ever written a link
+    started_by: str = ""  # http, daily, poll, sweep, retry, after:<recipe>
+    environment: str = ""
+    recipe_hash: str = ""
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    moved_at: datetime | None = None  # last time anything of this run moved; read by the watchdog
+    waiting_since: datetime | None = None
+    waiting_for: str = ""  # the connection that is down
+    # listing
+    last_page: int | None = None  # number of the last page, once it is listed
+    pages_done: int = 0  # pages 0 … n-1 have all their results, and `counts` has theirs
+    total: int | None = None  # records, if the vendor said so
+    counts: dict[str, int] = {}  # outcomes and `skipped:<reason>`, of the pages done
+    warnings: int = 0
+    error: str = ""  # why the run failed: a sentence
+    # guards
+    confirmed: bool = False  # a person allowed what the guards held
+    held_for: str = ""  # what waits for confirmation: "new_users", "removals"; "" nothing
+    held_count: int = 0
+    cancelled_by: str = ""
+    # mail
+    mail_to: list[str] = []  # the one place where addresses are stored
+    mail_state: MailState = MailState.NONE
+    mail_sends: int = 0  # counted before each send; two at the most
+    message_id: str = ""
+
+    @property
+    def partition_key(self) -> str:
+        return self.recipe
+
+    @property
+    def row_key(self) -> str:
+        return newest_first(self.run_id)
+
+
+class PageRow(StateRow):
+    """A page's manifest: written once, before anything of the page is sent."""
+
+    TABLE: ClassVar[str] = "pages"
+
+    run_id: str
+    page: int
+    keys: list[str] = []  # the page's record keys; their results make the page done
+    next_link: str = ""  # opaque; "" on the last page
+    last: bool = False
+    fanned_out: bool = False  # the next page and all items are sent: a repeat has nothing to do
+    held_keys: list[str] = []  # records that wait for a guard's decision
+    new_references: list[str] = []  # digests of reference values that this page would create
+    removals: int = 0
+    listed_at: datetime | None = None
+
+    @property
+    def partition_key(self) -> str:
+        return self.run_id
+
+    @property
+    def row_key(self) -> str:
+        return f"{self.page:06d}"
+
+
+class ResultRow(StateRow):
+    """What became of one record in one run: inserted once, never changed (a held one is replaced once)."""
+
+    TABLE: ClassVar[str] = "results"
+
+    run_id: str
+    page: int
+    key: str
+    outcome: Outcome
+    reason: str = ""  # code, for failed and skipped
+    message: str = ""  # a sentence without personal data: what happened and what to do
+    warnings: list[dict[str, str]] = []  # {code, text}
+    fields: dict[str, str] = {}  # target field -> why it was (or would be) written; preview and explain
+    source_label: str = ""
+    source_url: str = ""
+    target_key: str = ""
+    target_label: str = ""
+    target_url: str = ""
+    created_references: list[dict[str, str]] = []  # {record, key, url} of users made on the way
+    attempts: int = 1
+    ended_at: datetime
+
+    @property
+    def partition_key(self) -> str:
+        return f"{self.run_id}!{self.page:06d}"
+
+    @property
+    def row_key(self) -> str:
+        return key_text(self.key)
+
+
+class OpenRow(StateRow):
+    """A record that failed and is taken along by id until it succeeds, vanishes or a person skips it."""
+
+    TABLE: ClassVar[str] = "open"
+
+    recipe: str
+    key: str
+    reason: str
+    message: str
+    label: str = ""
+    url: str = ""
+    first_failed_at: datetime
+    last_failed_at: datetime
+    last_run_id: str
+    runs: int = 1
+
+    @property
+    def partition_key(self) -> str:
+        return self.recipe
+
+    @property
+    def row_key(self) -> str:
+        return key_text(self.key)
+
+
+class Claim(BaseModel):
+    """Who is about to create or change something, and until when nobody else may.
+
+    The owner is the id of the queue message in hand (its first id, if it was sent again): a redelivery takes its own
+    claim over at once. `create_by` is the last moment at which the owner may let a create leave; None: nothing was
+    about to be created. A claim taken over with `create_by` set is an ambiguous create.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    owner: str
+    until: datetime
+    create_by: datetime | None = None
+
+
+class LinkRow(StateRow):
+    """The pair of a source record and its target record. Found from its `side` here, from the other side by TargetRow."""
+
+    TABLE: ClassVar[str] = "links"
+
+    pair: str  # both record types, sorted: "dynamics365.incident+servicenow.incident"
+    side: str  # record type whose key this row is under: the source of the recipe that made the link
+    key: str
+    other_key: str = ""  # "" while only claimed
+    versions: dict[str, str] = {}  # record type -> version when they last agreed
+    changed_at: dict[str, str] = {}  # record type -> ISO time of the version, for `newest`
+    agreed: dict[
+        str, str
+    ] = {}  # "<record type>.<field>" -> digest of what it held when they last agreed; "!" before it: not filled by us
+    inputs: dict[str, str] = {}  # "<target record type>.<field>" -> digest of what its `find` was asked
+    children: dict[str, str] = {}  # "<block>:<source child key>" -> target child key
+    gone: int = 0  # how often the record has left `when`; odd: it is gone now
+    parent: str = ""  # key of the target record that this one is a child of
+    claim: Claim | None = None
+    run_id: str = ""  # of the last write
+    outcome: str = ""  # of the last write, so that a repeat after a kill reports what happened
+    wrote_version: str = ""  # source version of the last write
+
+    @property
+    def partition_key(self) -> str:
+        return f"{key_text(self.pair)}~{shard_of(self.key)}"
+
+    @property
+    def row_key(self) -> str:
+        return f"{self.side}!{key_text(self.key)}"
+
+
+class TargetRow(StateRow):
+    """One target record belongs to one source record per pair: claimed before adopting, kept for the way back."""
+
+    TABLE: ClassVar[str] = "targets"
+
+    pair: str
+    side: str  # record type of `key`
+    key: str
+    link_side: str  # where the LinkRow is
+    link_key: str
+    claim: Claim | None = None  # None: settled
+
+    @property
+    def partition_key(self) -> str:
+        return f"{key_text(self.pair)}~{shard_of(self.key)}"
+
+    @property
+    def row_key(self) -> str:
+        return f"{self.side}!{key_text(self.key)}"
+
+
+class IdentityRow(StateRow):
+    """A value of a match field and the record that has it: claimed before any create, so that no value is created twice."""
+
+    TABLE: ClassVar[str] = "identities"
+
+    record: str  # "servicenow.sys_user"
+    rule: str  # field, or fields joined by "+"
+    digest: str  # keyed digest of the normalised value
+    key: str = ""  # of the record that has it; "" while only claimed
+    link_key: str = ""  # source record that made it; "" for a plain reference
+    claim: Claim | None = None
+
+    @property
+    def partition_key(self) -> str:
+        return f"{self.record}~{shard_of(self.digest)}"
+
+    @property
+    def row_key(self) -> str:
+        return f"{key_text(self.rule)}!{key_text(self.digest)}"
+
+
+class CursorRow(StateRow):
+    """How far a recipe has read, and when its schedules last fired."""
+
+    TABLE: ClassVar[str] = "cursors"
+
+    recipe: str
+    activated_at: datetime  # first time that the app saw the recipe
+    read_until: datetime | None = None  # the cursor; None: never read
+    fired: dict[str, str] = {}  # schedule -> ISO time of the occurrence it last started
+    recipe_hash: str = ""
+    validated_hash: str = ""  # recipe hash that last passed `validate`
+
+    @property
+    def partition_key(self) -> str:
+        return self.recipe
+
+    @property
+    def row_key(self) -> str:
+        return "cursor"
+
+
+class SlotRow(StateRow):
+    """The mark of the one windowed run, or the one backfill, of a recipe."""
+
+    TABLE: ClassVar[str] = "cursors"
+
+    recipe: str
+    kind: Literal["window", "backfill"]
+    run_id: str
+    window: str
+    preview: bool = False
+
+    @property
+    def partition_key(self) -> str:
+        return self.recipe
+
+    @property
+    def row_key(self) -> str:
+        return f"slot-{self.kind}"
+
+
+class AuditRow(StateRow):
+    """Who did what, newest first within a month."""
+
+    TABLE: ClassVar[str] = "audit"
+
+    at: datetime
+    action: str  # start, retry, skip, cancel, confirm, export, import, recipe_changed
+    who: str  # digest of a person's address, or timer, poll, app
+    recipe: str = ""
+    run_id: str = ""
+    detail: str = ""
+    suffix: str = ""
+
+    @property
+    def partition_key(self) -> str:
+        return f"{self.at:%Y-%m}"
+
+    @property
+    def row_key(self) -> str:
+        return f"{10**16 - int(self.at.timestamp() * 1_000_000):017d}-{self.suffix}"
+
+
+ROWS: tuple[type[StateRow], ...] = (
+    RunRow, PageRow, ResultRow, OpenRow, LinkRow, TargetRow, IdentityRow, CursorRow, SlotRow, AuditRow,
+)  # fmt: skip
+
+
+# -- canonical values in messages ---------------------------------------------------------------------------------
+
+
+def _dump_value(value: Value) -> Any:
+    if isinstance(value, datetime):
+        return {"$time": value.astimezone(UTC).isoformat()}
+    if isinstance(value, list):
+        return [_dump_value(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _dump_value(entry) for name, entry in value.items()}
+    return value
+
+
+def _load_value(value: Any) -> Value:
+    if isinstance(value, list):
+        return [_load_value(entry) for entry in value]
+    if isinstance(value, dict):
+        if set(value) == {"$time"}:
+            return datetime.fromisoformat(value["$time"])
+        return {name: _load_value(entry) for name, entry in value.items()}
+    return value  # type: ignore[no-any-return]  # JSON scalars
+
+
+Canonical = Annotated[Any, PlainSerializer(_dump_value), WrapValidator(lambda value, _: _load_value(value))]
+"""A canonical value that survives JSON: times travel as {"$time": …}."""
+
+
+class RowModel(BaseModel):
+    """A Row inside a message."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    fields: dict[str, Canonical]
+    version: str = ""
+    changed_at: datetime | None = None
+    label: str = ""
+    url: str = ""
+    closed: bool = False
+
+    @classmethod
+    def of(cls, row: Row) -> "RowModel":
+        """Wrap a Row."""
+        return cls(**{name: getattr(row, name) for name in cls.model_fields})
+
+    def row(self) -> Row:
+        """Unwrap the Row."""
+        return Row(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+# -- messages -----------------------------------------------------------------------------------------------------
+
+
+class Message(BaseModel):
+    """A queue message: ASCII JSON.
+
+    `first_id` is the id of the message that first carried this work: the owner of its claims. Empty until the work is
+    sent again, because the queue gives the id.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    QUEUE: ClassVar[str]
+
+    schema_version: int = 1
+    first_id: str = ""
+    attempt: int = 1  # failed attempts before this one, plus one; waiting does not count
+    first_sent_at: datetime | None = None  # of the work, bounds its total wait
+    reason: str = ""  # code of what went wrong last time
+    problem: str = ""  # its sentence
+
+    def body(self) -> str:
+        """Return the message's text."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":"))
+
+
+class Prepared(BaseModel):
+    """What the page found out for one record, so that the item needs one vendor call. Trusted on a first attempt only."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    link: dict[str, Any] | None = None  # LinkRow as JSON, with its etag
+    linked: bool = False  # whether `link` was looked up at all
+    references: dict[str, dict[str, Any]] = {}  # target field -> what its `find` came to
+    target: RowModel | None = None  # the linked or matched target record
+    matched: bool = False  # whether the match rules were asked; with `target` None: nothing matches
+    matched_by: str = ""  # the rule that found `target`
+
+
+class ItemModel(BaseModel):
+    """One record of an ItemsMessage: in full, or its key alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    row: RowModel | None = None
+    prepared: Prepared | None = None
+
+
+class PageMessage(Message):
+    """List one page of a run and send its records on."""
+
+    QUEUE: ClassVar[str] = "pages"
+
+    run_id: str
+    page: int = 0
+    link: str = ""  # the previous page's next link
+    release: bool = False  # the page is listed; its held records may go
+
+
+class ItemsMessage(Message):
+    """Work these records of a run's page."""
+
+    QUEUE: ClassVar[str] = "items"
+
+    run_id: str
+    page: int
+    items: list[ItemModel]
+
+
+class EventMessage(Message):
+    """Work one webhook event."""
+
+    QUEUE: ClassVar[str] = "events"
+
+    recipe: str
+    record: str  # connection.record
+    key: str
+    name: str
+    event_id: str
+    received_at: datetime
+
+
+class RunMessage(Message):
+    """See whether a run has all its results, and end it if so."""
+
+    QUEUE: ClassVar[str] = "runs"
+
+    run_id: str
+
+
+class SummaryMessage(Message):
+    """Send a run's summary."""
+
+    QUEUE: ClassVar[str] = "summaries"
+
+    run_id: str
+
+
+MESSAGES: tuple[type[Message], ...] = (PageMessage, ItemsMessage, EventMessage, RunMessage, SummaryMessage)
