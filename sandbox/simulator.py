@@ -28,6 +28,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SANDBOX_PREFIX = "/_sandbox/"
 MAX_BODY_BYTES = 128 * 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024  # aiohttp's own limit of 8 KiB is below what these vendors accept in a URL
 
 
 class Clock:
@@ -311,7 +312,7 @@ async def serve(sims: Iterable[tuple[Simulator, int]], tls: ssl.SSLContext | Non
     try:
         ports = []
         for sim, port in sims:
-            runner = web.AppRunner(sim.app, access_log=None)
+            runner = web.AppRunner(sim.app, access_log=None, max_line_size=MAX_LINE_BYTES)
             await runner.setup()
             runners.append(runner)
             await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, shutdown_timeout=0.5).start()
