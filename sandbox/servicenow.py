@@ -1,7 +1,8 @@
 """A stand-in for a ServiceNow instance: OAuth, Table, Aggregate, Attachment and Batch API, as strict as the vendor's.
 
 Beside the vendor's endpoints: a page for people at `/`, the record's own page at the vendor's address
-(`/nav_to.do?uri=incident.do?sys_id=…`), and below `/_sandbox/`: `settings`, `users`, `records/{table}[/{sys_id}]`.
+(`/nav_to.do?uri=incident.do?sys_id=…`), and below `/_sandbox/`: `settings`, `users`, `hooks`,
+`records/{table}[/{sys_id}]`.
 Vendor pages: Table API, REST API response codes, inbound REST rate limiting, OAuth API, encoded query strings.
 """
 
@@ -27,6 +28,7 @@ from sandbox import servicenow_page as page
 from sandbox.servicenow_access import ApiUser, TokenDesk, admin_user, read_basic, read_user
 from sandbox.servicenow_answers import Answer, Call, failure
 from sandbox.servicenow_dictionary import TABLES
+from sandbox.servicenow_hooks import Hook, Hooks
 from sandbox.servicenow_query import Row
 from sandbox.servicenow_store import Records, RefusedError, Rules
 from sandbox.servicenow_tables import TableApi
@@ -100,6 +102,7 @@ class ServiceNow(Switches, Simulator):
         self.oauth_clients = {CLIENT_ID: CLIENT_SECRET}
         self.users: dict[str, ApiUser] = {}
         self.table_api = TableApi(self)
+        self.outbound = Hooks(self)
         self.add_user(admin_user(ADMIN_NAME, ADMIN_PASSWORD), first_name="System", last_name="Administrator")
         self.add_user(ApiUser(USER_NAME, PASSWORD), first_name="Concord", last_name="Integration")
 
@@ -181,6 +184,8 @@ class ServiceNow(Switches, Simulator):
         routes.add_get("/_sandbox/settings", self._get_settings)
         routes.add_post("/_sandbox/settings", self._post_settings)
         routes.add_post("/_sandbox/users", self._post_user)
+        routes.add_post("/_sandbox/hooks", self._post_hook)
+        routes.add_delete("/_sandbox/hooks", self._clear_hooks)
         routes.add_get("/_sandbox/records/{table}", self._get_records)
         routes.add_post("/_sandbox/records/{table}", self._post_record)
         routes.add_patch("/_sandbox/records/{table}/{sys_id}", self._patch_record)
@@ -483,6 +488,17 @@ class ServiceNow(Switches, Simulator):
             self.add_user(read_user(await request.json()))
         except (ValueError, TypeError, AttributeError) as exc:
             return web.json_response({"error": str(exc)}, status=400)
+        return web.Response(status=204)
+
+    async def _post_hook(self, request: web.Request) -> web.Response:
+        try:
+            self.outbound.hooks.append(Hook(**await request.json()))
+        except (ValueError, TypeError) as exc:
+            return web.json_response({"error": str(exc)}, status=400)
+        return web.Response(status=204)
+
+    async def _clear_hooks(self, request: web.Request) -> web.Response:
+        self.outbound.hooks.clear()
         return web.Response(status=204)
 
     async def _get_records(self, request: web.Request) -> web.Response:

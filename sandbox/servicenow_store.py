@@ -4,6 +4,7 @@ Writes by people (tests, the page) and by API users go the same way; rights are 
 """
 
 import bisect
+import dataclasses
 import hashlib
 import re
 import threading
@@ -51,6 +52,17 @@ class RefusedError(Exception):
         self.detail = detail
 
 
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Something that happened to a record."""
+
+    table: str
+    row: Row
+    operation: str  # insert, update or delete
+    by: str
+    notes: tuple[tuple[str, str], ...] = ()  # journal column and text of each entry written
+
+
 class Rules:
     """What differs between instances in the way that records behave; each may be changed at any time."""
 
@@ -72,7 +84,7 @@ class Records:
         self.rules = rules
         self.lock = threading.RLock()  # tests write from their own thread
         self.tables: dict[str, dict[str, Row]] = {name: {} for name in TABLES}
-        self.on_change: list[Callable[[str, Row, str, str], None]] = []  # table, row, insert|update|delete, by
+        self.on_change: list[Callable[[Change], None]] = []
         self._instance = instance
         self._made: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
@@ -174,7 +186,7 @@ class Records:
         self._put(table, row)
         self._note(table, row, notes, by, now)
         self._after_insert(table, row, by)
-        self._announce(table, row, "insert", by)
+        self._announce(Change(table, row, "insert", by, tuple(notes)))
         return row
 
     def update_row(
@@ -206,7 +218,7 @@ class Records:
         self._reindex(table, row, after, changed)
         row.update(after)
         self._note(table, row, notes, by, now)
-        self._announce(table, row, "update", by)
+        self._announce(Change(table, row, "update", by, tuple(notes)))
         return True
 
     def delete_row(self, table: str, row: Row, by: str) -> None:
@@ -219,7 +231,7 @@ class Records:
         del order[bisect.bisect_left(order, sys_id)]
         if table in {"sys_user_grmember", "sys_group_has_role"}:
             self._withdraw_group_roles(row["group"], row.get("user", ""), row.get("role", ""), by)
-        self._announce(table, row, "delete", by)
+        self._announce(Change(table, row, "delete", by))
 
     # -- cells --------------------------------------------------------------------------------------------------------
 
@@ -421,9 +433,9 @@ class Records:
         found = self.lookup("sys_user", "user_name", [user_name.lower()]) or []
         return found[0]["sys_id"] if found else ""
 
-    def _announce(self, table: str, row: Row, operation: str, by: str) -> None:
+    def _announce(self, change: Change) -> None:
         for listener in self.on_change:
-            listener(table, row, operation, by)
+            listener(change)
 
     def _describe_itself(self) -> None:
         """Fill the tables that describe tables: sys_db_object, sys_dictionary, sys_choice, sys_glide_object."""
