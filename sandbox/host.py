@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     except HostConfigError as exc:
         print(exc, file=sys.stderr)
     except OSError as exc:
-        print(f"Port {options.port} of {options.address} cannot be used: {exc.strerror}", file=sys.stderr)
+        print(
+            f"Port {options.port} of {options.address} cannot be used: {os.strerror(exc.errno or 0)}", file=sys.stderr
+        )
     return 1
 
 

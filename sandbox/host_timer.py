@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,10 +69,12 @@ class Timer:
         status_file: Path | None = None,
         run_on_startup: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         check_schedule(function, schedule)
         self._function, self._schedule, self._invoke = function, schedule, invoke
         self._file, self._run_on_startup, self._now = status_file, run_on_startup, now
+        self._sleep = sleep
 
     async def run(self) -> None:
         """Fire until cancelled."""
@@ -85,7 +87,7 @@ class Timer:
             due = next_due(self._schedule, last)
             self._remember(Status(self._schedule, last, due))
             while (wait_s := (due - self._now()).total_seconds()) > 0:
-                await asyncio.sleep(min(wait_s, LONGEST_SLEEP_S))
+                await self._sleep(min(wait_s, LONGEST_SLEEP_S))
             last = await self._fire(due, past_due=False)
 
     async def _fire(self, due: datetime, past_due: bool) -> datetime:
