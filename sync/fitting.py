@@ -1,0 +1,66 @@
+"""Canonical values against what a target's field takes: harmless differences are bridged, the rest is refused."""
+
+from datetime import UTC, datetime
+
+from shared.clients.system import FieldKind, FieldType, Value
+from shared.errors import MappingError
+from sync.placeholders import text_of
+
+WORDS = {"true": True, "false": False}
+
+
+def fit_type(value: Value, field_type: FieldType) -> Value:
+    """Return the value in the field's kind: a number's text becomes a number, a number in a text field its digits.
+
+    Length and membership in the known choices are not judged here. Raises MappingError for a value of another kind.
+    """
+    fitted = _fit(value, field_type)
+    if fitted is None and value is not None:
+        raise MappingError(f"the target takes {field_type.kind} here, and the value is not one.", code="invalid_value")
+    return fitted
+
+
+def _fit(value: Value, field_type: FieldType) -> Value:  # noqa: PLR0911  # one line per kind
+    match field_type.kind:
+        case FieldKind.NUMBER:
+            return _number(value)
+        case FieldKind.BOOLEAN:
+            return value if isinstance(value, bool) else WORDS.get(text_of(value)) if isinstance(value, str) else None
+        case FieldKind.TIME:
+            return _time(value)
+        case FieldKind.LIST:
+            return value if isinstance(value, list) else [value]
+        case FieldKind.OBJECT:
+            return value if isinstance(value, dict) else None
+        case FieldKind.CHOICE:
+            return _choice(value, field_type)
+        case _:
+            return None if isinstance(value, list | dict) else text_of(value)
+
+
+def _number(value: Value) -> Value:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        return None
+    try:
+        number = float(value)
+        return int(value) if number.is_integer() and value.strip().lstrip("+-").isdigit() else number
+    except (ValueError, OverflowError):
+        return None
+
+
+def _time(value: Value) -> Value:
+    if isinstance(value, datetime):
+        return value
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment and moment.tzinfo else None
+
+
+def _choice(value: Value, field_type: FieldType) -> Value:
+    if isinstance(value, list | dict):
+        return value if isinstance(value, list) else None  # several choices at once
+    return next((choice for choice in field_type.choices if text_of(choice) == text_of(value)), value)

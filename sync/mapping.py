@@ -1,0 +1,302 @@
+"""A record through a block's fields: what each target field should hold, and why. Pure; nothing is looked up here.
+
+Texts of warnings and errors name fields and paths, never values: results and mails carry them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Self
+
+from shared.clients.system import Condition, FieldType, RecordType, Row, Test, Value
+from shared.errors import MappingError
+from sync.converters import apply_converters
+from sync.fitting import fit_type
+from sync.placeholders import MARKER_PATH, Template, text_of
+from sync.recipe import RECORD_ITSELF, Block, FieldRule, Find, MatchRule, WriteMode, join_path
+
+NO_TYPES: Mapping[str, RecordType] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldWarning:
+    """Something that a person should know about a record that was worked all the same."""
+
+    code: str
+    text: str  # a sentence that names fields and paths, never a value of the record
+
+
+@dataclasses.dataclass(frozen=True)
+class MappedField:
+    """What one target field should hold."""
+
+    rule: FieldRule
+    value: Value = None  # to be written; before `found`, a field with `find` holds the source's own reference here
+    accepted: tuple[Value, ...] = ()  # what the target may hold and count as equal; `value` stands first
+    source_empty: bool = False  # the source holds nothing, and no default stands in
+    skipped_by_when: bool = False  # the field's `when` does not hold: leave the target's field alone
+    find_inputs: "Mapped | None" = None  # what to look up; its own block says whether it may be created
+    default_inputs: "Mapped | None" = None  # what to look up when that is not there; never created
+    resolved: bool = False  # the look-up is done and `value` is its answer
+    marker: str | None = None  # the part of the value that holds the source child's id, for records that are only added
+    warnings: tuple[FieldWarning, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The target's field."""
+        return self.rule.name
+
+    @property
+    def needs_find(self) -> bool:
+        """Whether the value is the answer of a look-up; stays true when that is done."""
+        return self.find_inputs is not None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write: no value, and nothing left to look one up by."""
+        return self.value is None and (self.resolved or not self.needs_find)
+
+    @property
+    def question(self) -> Value:
+        """What the look-up depends on, as plain values: while it stays equal, the answer need not be asked again."""
+        return None if self.find_inputs is None else [self.value, self.find_inputs.values, self.rule.default]
+
+    def found(self, key: str | None, warnings: tuple[FieldWarning, ...] = ()) -> Self:
+        """Return the field with the look-up's answer, None for none."""
+        accepted: tuple[Value, ...] = (key,)
+        return dataclasses.replace(
+            self, value=key, accepted=accepted, resolved=True, warnings=(*self.warnings, *warnings)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """A record as a block maps it."""
+
+    block: Block
+    fields: Mapping[str, MappedField]  # by name, in the recipe's order; the skipped ones included
+    key: str | None = None  # the source record's key; inside `find` the key of the record referred to
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The values by field, without skipped fields."""
+        return {name: field.value for name, field in self.fields.items() if not field.skipped_by_when}
+
+    @property
+    def warnings(self) -> tuple[FieldWarning, ...]:
+        """The warnings of all fields, those of the look-ups' own fields included."""
+        return tuple(
+            warning
+            for field in self.fields.values()
+            for warning in (*field.warnings, *(field.find_inputs.warnings if field.find_inputs else ()))
+        )
+
+    def match_values(self, rule: MatchRule) -> tuple[Value, ...] | None:
+        """Return the values that a match rule looks for, in its order; None if one is empty: it matches nothing."""
+        values = tuple(self.values.get(name) for name in rule.fields)
+        return values if values and all(value is not None for value in values) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scope:
+    """A record, or the part of it that a reference leads to."""
+
+    row: Row
+    prefix: str = ""
+
+    def read(self, path: str) -> Value:
+        full = join_path(self.prefix, path)
+        value = self.row.key if full == RECORD_ITSELF else self.row.fields.get(full)
+        return None if value in ("", []) else value
+
+    def at(self, path: str) -> "_Scope":
+        return _Scope(self.row, join_path(self.prefix, path))
+
+
+def map_record(
+    block: Block,
+    row: Row,
+    target_type: RecordType | None = None,
+    find_types: Mapping[str, RecordType] = NO_TYPES,
+) -> Mapped:
+    """Map a record through a block's fields.
+
+    With the target's type, values are brought to its kinds and lengths; `find_types` (by record) does so for the blocks
+    under `find`. Raises MappingError, whose code is the recipe's reason, when the record cannot be mapped as a whole.
+    """
+    return _map_block(block, _Scope(row), target_type, find_types)
+
+
+def holds(condition: Condition, fields: Mapping[str, Value]) -> bool:
+    """Say whether all lines of a condition hold on a record's fields. A list holds a value if one of its items does."""
+    return all(_passes(test, fields.get(path)) for path, test in condition.items())
+
+
+def child_rows(block: Block, row: Row) -> tuple[Row, ...]:
+    """Return the source's children for a block under `children`, as rows of their own whose key is the child's id.
+
+    A block without `from` has one child, made from the record itself, if its `when` holds.
+    """
+    if not block.from_:
+        return (row,) if holds(block.when, row.fields) else ()
+    children = row.fields.get(block.from_)
+    rows = [child for child in children if isinstance(child, dict)] if isinstance(children, list) else []
+    return tuple(Row(key=text_of(child[MARKER_PATH]), fields=child) for child in rows if holds(block.when, child))
+
+
+def same(left: Value, right: Value) -> bool:
+    """Say whether two canonical values are equal to a reader: 3 is "3" and true is "true", but 1 is not true."""
+    if isinstance(left, list | dict) or isinstance(right, list | dict):
+        return left == right
+    return text_of(left) == text_of(right)
+
+
+def _passes(test: Test, value: Value) -> bool:
+    held = value if isinstance(value, list) and value else [None if value == [] else value]
+    return any(same(item, wanted) for item in held for wanted in test.any_of) != test.negated
+
+
+def _map_block(
+    block: Block, scope: _Scope, target_type: RecordType | None, find_types: Mapping[str, RecordType]
+) -> Mapped:
+    fields = {name: _map_field(rule, scope, target_type, find_types) for name, rule in block.fields.items()}
+    return Mapped(block, fields, text_of(scope.read(RECORD_ITSELF)) or None)
+
+
+def _map_field(
+    rule: FieldRule, scope: _Scope, target_type: RecordType | None, find_types: Mapping[str, RecordType]
+) -> MappedField:
+    if not all(_passes(test, scope.read(path)) for path, test in rule.when.items()):
+        return MappedField(rule, skipped_by_when=True)
+    if rule.find:
+        return _map_reference(rule, rule.find, scope, find_types)
+    return _map_value(rule, scope, target_type.fields.get(rule.name) if target_type else None)
+
+
+def _map_value(rule: FieldRule, scope: _Scope, field_type: FieldType | None) -> MappedField:
+    """Read, convert, choose, then fit to the target's field; the default steps in wherever that ends without a value."""
+    warnings: list[FieldWarning] = []
+    raw = _first_value(rule, scope)
+    converted_empty = raw is None
+    try:
+        converted, codes = apply_converters(rule.convert, raw, scope.read)
+        warnings += [_warning(rule, code) for code in codes]
+        accepted: tuple[Value, ...] = (converted.value, *converted.also)
+        converted_empty = converted.value is None and raw is None
+    except MappingError:
+        accepted = (None,)
+        warnings.append(_warning(rule, "invalid_value"))
+    if rule.choices:
+        chosen = _choose(rule, accepted[0])
+        if chosen is None and accepted[0] is not None:
+            warnings.append(_warning(rule, "unknown_choice"))
+        accepted = chosen or (None,)
+    if field_type and accepted[0] is not None:
+        accepted, misfits = _fit(rule, accepted, field_type)
+        warnings += [_warning(rule, code) for code in misfits]
+    if accepted[0] is None and rule.reason and (converted_empty or rule.default is None):
+        raise MappingError(f"{rule.name}: {_source_words(rule)} is empty or cannot be used.", code=rule.reason)
+    if accepted[0] is None:
+        accepted = (rule.default,)
+    template = rule.template
+    return MappedField(
+        rule,
+        value=accepted[0],
+        accepted=accepted,
+        source_empty=converted_empty and accepted[0] is None,
+        marker=template.marker(scope.read) if template else None,
+        warnings=tuple(warnings),
+    )
+
+
+def _map_reference(rule: FieldRule, find: Find, scope: _Scope, find_types: Mapping[str, RecordType]) -> MappedField:
+    """Map the block that a reference is looked up by; what cannot be looked up leaves the field to its default."""
+    default = _default_inputs(rule, find)
+    path = next((path for path in rule.from_ if scope.read(path) is not None), None)
+    if path is None and rule.reason:
+        raise MappingError(f"{rule.name}: {_source_words(rule)} is empty.", code=rule.reason)
+    if path is None:
+        return MappedField(rule, source_empty=default is None, find_inputs=default)
+    inside, key = scope.at(path), scope.read(path)
+    if not all(_passes(test, inside.read(line)) for line, test in find.when.items()):
+        return MappedField(rule, skipped_by_when=default is None, find_inputs=default)
+    try:
+        inputs = _map_block(find, inside, find_types.get(find.record), find_types)
+        problem = _unsearchable(rule, find, inputs)
+    except MappingError as exc:
+        problem = FieldWarning(exc.code, f"{rule.name}: {exc.message}")
+    if problem and find.reason:
+        code = problem.code if find.required is True else find.reason
+        raise MappingError(f"{problem.text} This recipe needs it.", code=code)
+    if problem:
+        return MappedField(rule, find_inputs=default, warnings=(problem,))
+    return MappedField(rule, value=key, accepted=(key,), find_inputs=inputs, default_inputs=default)
+
+
+def _unsearchable(rule: FieldRule, find: Find, inputs: Mapped) -> FieldWarning | None:
+    """Say why a look-up cannot be asked: no match rule has all of its values."""
+    if any(match.link or inputs.match_values(match) for match in find.match):
+        return None
+    wanted = find.first_match
+    text = f"{rule.name} has no {' and '.join(wanted)} to be found by."
+    return FieldWarning(f"{rule.name}_without_{'_'.join(wanted)}", text)
+
+
+def _default_inputs(rule: FieldRule, find: Find) -> Mapped | None:
+    """Return the look-up of a default: its text in the only field of the first match rule, never created."""
+    if rule.default is None:
+        return None
+    name = find.first_match[0]
+    field = MappedField(find.fields[name], value=rule.default, accepted=(rule.default,))
+    looked_up = find.model_copy(update={"write": WriteMode.NEVER})
+    return Mapped(looked_up, {name: field})
+
+
+def _first_value(rule: FieldRule, scope: _Scope) -> Value:
+    if isinstance(rule.value, Template):
+        return rule.value.render(scope.read)
+    if not rule.from_:
+        return rule.value
+    return next((value for value in map(scope.read, rule.from_) if value is not None), None)
+
+
+def _choose(rule: FieldRule, value: Value) -> tuple[Value, ...] | None:
+    """Return the right side of the first row that the value, or one of a list's items, stands in."""
+    held = value if isinstance(value, list) else [value]
+    return next((right for left, right in rule.choices if any(same(left, item) for item in held)), None)
+
+
+def _fit(rule: FieldRule, accepted: tuple[Value, ...], field_type: FieldType) -> tuple[tuple[Value, ...], list[str]]:
+    try:
+        fitted = tuple(fit_type(value, field_type) for value in accepted)
+    except MappingError as exc:
+        if rule.default is not None:
+            return (None,), ["invalid_value"]
+        raise MappingError(f"{rule.name}: {exc.message}", code=exc.code) from exc
+    first = fitted[0]
+    if field_type.choices and not any(same(first, choice) for choice in field_type.choices):
+        return (None,) if rule.default is not None else fitted, ["unknown_choice"]
+    too_long = isinstance(first, str) and field_type.length is not None and len(first) > field_type.length
+    return fitted, ["too_long"] if too_long else []
+
+
+WARNING_TEXTS = {
+    "truncated": "{field}: the text was longer than the field takes and has been cut.",
+    "too_long": "{field}: the text is longer than the field takes.",
+    "unknown_choice": "{field}: {source} holds a value that stands in no table.",
+    "invalid_value": "{field}: {source} holds a value that cannot be used.",
+}
+
+
+def _warning(rule: FieldRule, code: str) -> FieldWarning:
+    text = WARNING_TEXTS[code].format(field=rule.name, source=_source_words(rule))
+    return FieldWarning(code, f"{text[:-1]}; the default stands in." if _falls_back(rule, code) else text)
+
+
+def _falls_back(rule: FieldRule, code: str) -> bool:
+    return rule.default is not None and code in {"unknown_choice", "invalid_value"}
+
+
+def _source_words(rule: FieldRule) -> str:
+    template = rule.template
+    return " or ".join(rule.from_ or (template.paths if template else ())) or "the constant"

@@ -1,0 +1,362 @@
+"""The recipe as the engine sees it: frozen values with every short form spelt out; the file's shape is declared here.
+
+The keys of a recipe file are the fields of these models, so the loader's messages, the editor's schema and the engine
+agree. What a recipe means together with others is checked in recipe_rules.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import time
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+from shared.clients.system import Condition, Paths, Scalar, Value
+from sync import recipe_forms as forms
+from sync.converters import ConverterCall
+from sync.placeholders import MARKER_PATH, Template
+from sync.windows import Window
+
+RECORD_ITSELF = "."
+DEFAULT_REASON = "required_empty"
+
+
+class WriteMode(StrEnum):
+    """How far a block may go with its record."""
+
+    UPSERT = "upsert"
+    CREATE = "create"
+    UPDATE = "update"
+    MIRROR = "mirror"
+    NEVER = "never"
+
+    @property
+    def may_create(self) -> bool:
+        """Whether a record that is not found is made."""
+        return self in {WriteMode.UPSERT, WriteMode.CREATE, WriteMode.MIRROR}
+
+    @property
+    def may_change(self) -> bool:
+        """Whether a record that is found is changed."""
+        return self in {WriteMode.UPSERT, WriteMode.UPDATE, WriteMode.MIRROR}
+
+
+class FieldWrite(StrEnum):
+    """When a field of a record that exists is written."""
+
+    ALWAYS = "always"
+    ON_CREATE = "on_create"
+    IF_EMPTY = "if_empty"
+    NEWEST = "newest"
+    UNLESS_CHANGED = "unless_changed"
+
+
+class GoneAction(StrEnum):
+    """What happens to the target when the source record is over."""
+
+    IGNORE = "ignore"
+    FOLLOW = "follow"
+    WRITE = "write"
+
+
+class Strict(BaseModel):
+    """Base of the models: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+FieldPath = Annotated[str, AfterValidator(forms.check_path)]
+ReasonCode = Annotated[str, AfterValidator(forms.check_reason)]
+Required = Annotated[Literal[True] | ReasonCode | None, BeforeValidator(forms.refuse_false)]
+ConditionField = Annotated[
+    Condition,
+    PlainValidator(forms.parse_condition, json_schema_input_type=dict[str, forms.ConditionLine]),
+]
+WindowField = Annotated[Window, PlainValidator(forms.parse_window_key, json_schema_input_type=str)]
+Choices = tuple[tuple[Scalar, tuple[Value, ...]], ...]
+PathList = Annotated[tuple[FieldPath, ...], BeforeValidator(forms.as_list, json_schema_input_type=str | list[str])]
+Names = Annotated[tuple[str, ...], BeforeValidator(forms.as_list, json_schema_input_type=str | list[str])]
+
+
+class RecordRef(Strict):
+    """A kind of record in a connection."""
+
+    connection: str
+    record: str
+
+    def __str__(self) -> str:
+        return f"{self.connection}.{self.record}"
+
+
+class MatchRule(Strict):
+    """One way to find the target's record: all fields together, or the link of the source's record."""
+
+    fields: PathList = Field((), description="Mapped fields that must all be equal.")
+    when: ConditionField = Field({}, description="A condition on the target's record.")
+    same_or_empty: PathList = Field((), description="Mapped fields that must agree where the record has them.")
+
+    link: SkipJsonSchema[bool] = Field(False, alias=" link")  # the record that the source's record is linked to
+
+
+class FieldRule(Strict):
+    """How one field of the target is filled."""
+
+    name: SkipJsonSchema[str] = Field("", alias=" name")
+    from_: PathList = Field((), alias="from", description="A path of the source, or several: the first not empty.")
+    value: Annotated[
+        Template | Value,
+        PlainValidator(
+            forms.parse_value, json_schema_input_type=str | float | bool | list[Any] | dict[str, Any] | None
+        ),
+    ] = Field(None, description="A constant, or a text with {paths}.")
+    find: "Find | None" = Field(None, description="The block that turns the value into the id of another record.")
+    choices: Annotated[
+        Choices, PlainValidator(forms.parse_choices, json_schema_input_type=dict[str, forms.ChoiceRight])
+    ] = Field((), description="Table of values: the source's on the left, ours on the right; the top row wins.")
+    convert: Annotated[
+        tuple[ConverterCall, ...], PlainValidator(forms.parse_convert, json_schema_input_type=forms.ConvertText)
+    ] = Field((), description="Named converters, in order.")
+    default: Annotated[
+        Value, PlainValidator(forms.parse_constant, json_schema_input_type=str | float | bool | list[Any] | None)
+    ] = Field(None, description="Stands in when the source is empty, invalid, not in the table or not found.")
+    required: Required = Field(None, description="An empty source fails the record, with this reason.")
+    when: ConditionField = Field({}, description="Written only where this holds.")
+    write: FieldWrite = Field(FieldWrite.ALWAYS, description="When a record that exists gets the field.")
+    doc: str = Field("", description="A sentence for the business reader.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        has_value = "value" in self.model_fields_set
+        if bool(self.from_) == has_value:
+            raise ValueError(f"a field takes `from` or `value`, {'not both' if has_value else 'one of the two'}")
+        if self.find and not self.from_:
+            raise ValueError("`find` needs `from`, the reference or `.` for the record itself")
+        if self.find and (self.choices or self.convert):
+            raise ValueError("a field with `find` takes no `choices` and no `convert`: put them on the fields inside")
+        return self
+
+    @property
+    def template(self) -> Template | None:
+        """The text with `{paths}`, where the field has one."""
+        return self.value if isinstance(self.value, Template) else None
+
+    @property
+    def constant(self) -> bool:
+        """Whether the field needs nothing of the source."""
+        return not self.from_ and not self.template
+
+    @property
+    def reason(self) -> str | None:
+        """The code with which an empty source fails the record; None when it may be empty."""
+        return DEFAULT_REASON if self.required is True else self.required
+
+    def read_paths(self, prefix: str = "") -> Iterator[str]:
+        """Yield every path of the source record that the field needs, full from the record on."""
+        converters = (path for call in self.convert for path in call.paths)
+        template = self.template.paths if self.template else ()
+        for path in (*self.from_, *template, *converters, *self.when):
+            yield join_path(prefix, path)
+        if self.find:
+            for path in self.from_:
+                yield from self.find.read_paths(join_path(prefix, path))
+
+
+class Block(Strict):
+    """How one kind of record is kept in step; the recipe's own, or one under `children`."""
+
+    record: str = Field(description="The target's kind of record, by the vendor's name.")
+    from_: FieldPath | None = Field(None, alias="from", description="The source's child type; without: the record.")
+    when: ConditionField = Field({}, description="Only where this holds.")
+    match: Annotated[
+        tuple[MatchRule, ...], BeforeValidator(forms.spell_out_match, json_schema_input_type=forms.MatchText)
+    ] = Field((), description="How the target's record is found, strongest first.")
+    write: WriteMode = Field(WriteMode.UPSERT, description="How far we may go.")
+    fields: Annotated[
+        dict[str, FieldRule],
+        BeforeValidator(forms.spell_out_fields, json_schema_input_type=dict[str, str | FieldRule]),
+    ] = Field({}, description="The target's fields.")
+    children: tuple["Block", ...] = Field((), description="Records that belong to this one, worked after it.")
+
+    def read_paths(self, prefix: str = "") -> Iterator[str]:
+        """Yield every path of the source record that the block needs, full from the record on."""
+        for path in self.when:
+            yield join_path(prefix, path)
+        for rule in self.fields.values():
+            yield from rule.read_paths(prefix)
+        for child in self.children:
+            child_prefix = join_path(prefix, child.from_) if child.from_ else prefix
+            if child.from_:
+                yield join_path(child_prefix, MARKER_PATH)
+            yield from child.read_paths(child_prefix)
+
+    def target_paths(self) -> Paths:
+        """Return the paths of the target's record that matching and deciding read: its fields, and match conditions."""
+        conditions = (path for rule in self.match for path in rule.when)
+        return frozenset((*self.fields, *conditions))
+
+    @property
+    def first_match(self) -> tuple[str, ...]:
+        """The fields of the first rule that names any: what claims and lost answers are looked up by."""
+        return next((rule.fields for rule in self.match if not rule.link), ())
+
+
+class Find(Block):
+    """A block under a field: another record whose id the field needs, worked before it."""
+
+    write: WriteMode = Field(WriteMode.NEVER, description="How far we may go; only look unless it says more.")
+    required: Required = Field(None, description="It must be there, else the record fails with this reason.")
+    from_: SkipJsonSchema[None] = Field(None, alias=" from")
+
+    @property
+    def reason(self) -> str | None:
+        """The code with which a record that is not there fails the one that needs it; None when it may be missing."""
+        return "reference_not_found" if self.required is True else self.required
+
+
+class Daily(Strict):
+    """A timer: at the app's daily time unless it says its own."""
+
+    at: Annotated[time | None, PlainValidator(forms.parse_time_key, json_schema_input_type=str)] = None
+    zone: Annotated[str | None, AfterValidator(forms.check_zone)] = None
+    days: Annotated[frozenset[int], PlainValidator(forms.parse_days_key, json_schema_input_type=str)] = frozenset(
+        range(7)
+    )
+    window: WindowField = Window(forms.SINCE_LAST_RUN)
+
+
+class Poll(Strict):
+    """A timer that looks again and again: at the app's interval unless it says its own."""
+
+    every_s: Annotated[int | None, PlainValidator(forms.parse_every_key, json_schema_input_type=str)] = Field(
+        None, alias="every"
+    )
+    window: WindowField = Window(forms.SINCE_LAST_RUN)
+
+
+class Start(Strict):
+    """What begins a run or an item, and with which window."""
+
+    http: WindowField | None = None
+    daily: Annotated[Daily | None, BeforeValidator(forms.window_or_map, json_schema_input_type=str | Daily)] = None
+    poll: Annotated[Poll | None, BeforeValidator(forms.window_or_map, json_schema_input_type=str | Poll)] = None
+    webhook: Annotated[
+        tuple[str, ...] | None,
+        PlainValidator(forms.parse_webhook, json_schema_input_type=Literal[True] | str | list[str]),
+    ] = Field(None, description="Names of the events that count; true: every event. Spelt out, () is every event.")
+    after: str | None = Field(None, description="The recipe whose end starts this one.")
+    start_from: Annotated[Window | None, PlainValidator(forms.parse_start_from, json_schema_input_type=str)] = Field(
+        None, description="What the first run reads: a window, a date or a time; without: since activation."
+    )
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not self.model_fields_set - {"start_from"}:
+            raise ValueError("`start` names nothing that starts the recipe: http, daily, poll, webhook or after")
+        return self
+
+    @property
+    def timed(self) -> bool:
+        """Whether the daily timer's runs owe a mail; beside a webhook it is a sweep and owes none."""
+        return self.daily is not None and self.webhook is None
+
+
+class Gone(Strict):
+    """What to do when the source record was deleted or no longer meets `when`."""
+
+    action: GoneAction = GoneAction.IGNORE
+    fields: dict[str, FieldRule] = {}
+
+
+class Notify(Strict):
+    """Who is told of what: `email`, `teams`, `slack`, or an email address."""
+
+    summary: Annotated[Names, AfterValidator(forms.check_channels)] = ()
+    created: Annotated[Names, AfterValidator(forms.check_channels)] = ()
+    failed: Annotated[Names, AfterValidator(forms.check_channels)] = ()
+
+
+class RecipeText(Strict):
+    """A recipe file as it is written: the recipe's keys, and those of its block beside them."""
+
+    title: str = Field(min_length=1, max_length=100, description="The name people see.")
+    source: Annotated[RecordRef, BeforeValidator(forms.parse_record, json_schema_input_type=str)] = Field(
+        description="Where records come from: connection.record."
+    )
+    target: Annotated[RecordRef, BeforeValidator(forms.parse_record, json_schema_input_type=str)] = Field(
+        description="Where records go: connection.record."
+    )
+    start: Start = Field(description="What begins it, and with which window.")
+    gone: Annotated[
+        Gone, BeforeValidator(forms.spell_out_gone, json_schema_input_type=Literal["ignore", "follow"] | dict[str, Any])
+    ] = Field(Gone(), description="What to do when the source record is over.")
+    notify: Notify = Field(Notify(), description="Who is told of what.")
+    when: ConditionField = Field({}, description="Only records where this holds may create.")
+    match: Annotated[
+        tuple[MatchRule, ...], BeforeValidator(forms.spell_out_match, json_schema_input_type=forms.MatchText)
+    ] = Field((), description="How the target's record is found, strongest first.")
+    write: WriteMode = Field(WriteMode.UPSERT, description="How far we may go.")
+    fields: Annotated[
+        dict[str, FieldRule],
+        BeforeValidator(forms.spell_out_fields, json_schema_input_type=dict[str, str | FieldRule]),
+    ] = Field(description="The target's fields.")
+    children: tuple[Block, ...] = Field((), description="Records that belong to this one, worked after it.")
+
+
+Location = tuple[str | int, ...]
+"""Keys and positions that lead to a place in a recipe file."""
+
+
+class Recipe(Strict):
+    """One declared sync."""
+
+    name: str  # the file's stem
+    title: str
+    source: RecordRef
+    target: RecordRef
+    start: Start
+    gone: Gone
+    notify: Notify
+    block: Block
+    path: str  # the file, as messages name it
+    hash: str  # changes when the meaning does, not with comments
+    lines: Mapping[Location, int] = Field(repr=False)  # where each key stands in the file
+
+    @property
+    def gone_block(self) -> Block:
+        """The block that is worked when the source record is over and `gone` names fields to write."""
+        return Block.model_validate({"record": self.target.record, "write": "update", "fields": self.gone.fields})
+
+    def read_paths(self) -> Paths:
+        """Return every path of the source record that the recipe reads, those of finds and children included."""
+        gone = (path for rule in self.gone.fields.values() for path in rule.read_paths())
+        return frozenset((*self.block.read_paths(), *gone)) - {RECORD_ITSELF}
+
+    def target_paths(self) -> Paths:
+        """Return the paths of the target's record that the recipe reads, those of `gone` included."""
+        return self.block.target_paths() | frozenset(self.gone.fields)
+
+    def line_of(self, location: Location) -> int:
+        """Return the line of a place in the file, or of the nearest place around it."""
+        while location and location not in self.lines:
+            location = location[:-1]
+        return self.lines.get(location, 1)
+
+
+def join_path(prefix: str, path: str) -> str:
+    """Return a path that is relative to a reference, full from the record on; `.` is the reference itself."""
+    if prefix in {"", RECORD_ITSELF}:
+        return path
+    return prefix if path == RECORD_ITSELF else f"{prefix}.{path}"
+
+
+for _model in (FieldRule, Block, Find, RecipeText, Recipe):  # FieldRule and Find name each other
+    _model.model_rebuild()
