@@ -312,10 +312,10 @@ async def serve(sims: Iterable[tuple[Simulator, int]], tls: ssl.SSLContext | Non
     try:
         ports = []
         for sim, port in sims:
-            runner = web.AppRunner(sim.app, access_log=None, max_line_size=MAX_LINE_BYTES)
+            runner = web.AppRunner(sim.app, access_log=None, max_line_size=MAX_LINE_BYTES, shutdown_timeout=0.5)
             await runner.setup()
             runners.append(runner)
-            await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, shutdown_timeout=0.5).start()
+            await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
             ports.append(runner.addresses[0][1])
         yield ports
     finally:
