@@ -27,7 +27,6 @@ from sync.placeholders import MARKER_PATH, Template
 from sync.windows import Window
 
 RECORD_ITSELF = "."
-DEFAULT_REASON = "required_empty"
 
 
 class WriteMode(StrEnum):
@@ -75,8 +74,9 @@ class Strict(BaseModel):
 
 
 FieldPath = Annotated[str, AfterValidator(forms.check_path)]
-ReasonCode = Annotated[str, AfterValidator(forms.check_reason)]
-Required = Annotated[Literal[True] | ReasonCode | None, BeforeValidator(forms.refuse_false)]
+Required = Annotated[
+    bool | str | None, PlainValidator(forms.parse_required, json_schema_input_type=Literal[True] | str)
+]
 ConditionField = Annotated[
     Condition,
     PlainValidator(forms.parse_condition, json_schema_input_type=dict[str, forms.ConditionLine]),
@@ -133,6 +133,11 @@ class FieldRule(Strict):
     write: FieldWrite = Field(FieldWrite.ALWAYS, description="When a record that exists gets the field.")
     doc: str = Field("", description="A sentence for the business reader.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, raw: Any) -> Any:
+        return forms.spell_out_field(raw)
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         has_value = "value" in self.model_fields_set
@@ -157,7 +162,7 @@ class FieldRule(Strict):
     @property
     def reason(self) -> str | None:
         """The code with which an empty source fails the record; None when it may be empty."""
-        return DEFAULT_REASON if self.required is True else self.required
+        return forms.reason_of(self.required, "required_empty")
 
     def read_paths(self, prefix: str = "") -> Iterator[str]:
         """Yield every path of the source record that the field needs, full from the record on."""
@@ -182,7 +187,7 @@ class Block(Strict):
     write: WriteMode = Field(WriteMode.UPSERT, description="How far we may go.")
     fields: Annotated[
         dict[str, FieldRule],
-        BeforeValidator(forms.spell_out_fields, json_schema_input_type=dict[str, str | FieldRule]),
+        BeforeValidator(forms.name_fields, json_schema_input_type=dict[str, str | FieldRule]),
     ] = Field({}, description="The target's fields.")
     children: tuple["Block", ...] = Field((), description="Records that belong to this one, worked after it.")
 
@@ -219,7 +224,7 @@ class Find(Block):
     @property
     def reason(self) -> str | None:
         """The code with which a record that is not there fails the one that needs it; None when it may be missing."""
-        return "reference_not_found" if self.required is True else self.required
+        return forms.reason_of(self.required, "reference_not_found")
 
 
 class Daily(Strict):
@@ -306,13 +311,16 @@ class RecipeText(Strict):
     write: WriteMode = Field(WriteMode.UPSERT, description="How far we may go.")
     fields: Annotated[
         dict[str, FieldRule],
-        BeforeValidator(forms.spell_out_fields, json_schema_input_type=dict[str, str | FieldRule]),
+        BeforeValidator(forms.name_fields, json_schema_input_type=dict[str, str | FieldRule]),
     ] = Field(description="The target's fields.")
     children: tuple[Block, ...] = Field((), description="Records that belong to this one, worked after it.")
 
 
 Location = tuple[str | int, ...]
-"""Keys and positions that lead to a place in a recipe file."""
+"""Keys and positions that lead to a part of a recipe file."""
+
+Place = tuple[int, int]
+"""Line and column in a file, both from 1."""
 
 
 class Recipe(Strict):
@@ -328,7 +336,7 @@ class Recipe(Strict):
     block: Block
     path: str  # the file, as messages name it
     hash: str  # changes when the meaning does, not with comments
-    lines: Mapping[Location, int] = Field(repr=False)  # where each key stands in the file
+    places: Mapping[Location, Place] = Field(repr=False)  # where each key stands in the file
 
     @property
     def gone_block(self) -> Block:
@@ -344,11 +352,16 @@ class Recipe(Strict):
         """Return the paths of the target's record that the recipe reads, those of `gone` included."""
         return self.block.target_paths() | frozenset(self.gone.fields)
 
-    def line_of(self, location: Location) -> int:
-        """Return the line of a place in the file, or of the nearest place around it."""
-        while location and location not in self.lines:
-            location = location[:-1]
-        return self.lines.get(location, 1)
+    def place_of(self, location: Location) -> Place:
+        """Return where a part of the file stands, or the nearest part around it."""
+        return find_place(self.places, location)
+
+
+def find_place(places: Mapping[Location, Place], location: Location) -> Place:
+    """Return where a part of a file stands, or the nearest part around it."""
+    while location and location not in places:
+        location = location[:-1]
+    return places.get(location, (1, 1))
 
 
 def join_path(prefix: str, path: str) -> str:

@@ -1,5 +1,6 @@
 """The short forms of a recipe file, each spelt out by a function that raises ValueError with a sentence."""
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -43,18 +44,18 @@ def check_path(path: str) -> str:
     return path
 
 
-def check_reason(reason: str) -> str:
-    """Refuse what is not a reason code."""
-    if not REASON.fullmatch(reason):
-        raise ValueError(f"`{reason}` is not a reason; write a word in lower case with underscores")
-    return reason
-
-
-def refuse_false(required: object) -> object:
-    """Refuse `required: false`, which reads like something it does not do."""
-    if required is False:
+def parse_required(raw: object) -> bool | str:
+    """Read `required`: true, or a reason code."""
+    if raw is True or (isinstance(raw, str) and REASON.fullmatch(raw)):
+        return raw
+    if raw is False:
         raise ValueError("`required` is true or a reason; leave the key out where the field may be empty")
-    return required
+    raise ValueError(f"`{raw}` is not a reason; write true, or a word in lower case with underscores")
+
+
+def reason_of(required: bool | str | None, unnamed: str) -> str | None:
+    """Return the reason code of a `required`, None without one."""
+    return required if isinstance(required, str) else unnamed if required else None
 
 
 def check_zone(zone: str) -> str:
@@ -88,10 +89,10 @@ def _parse_test(path: str, raw: object) -> Test:
         if list(raw) != ["not"]:
             raise ValueError(f"the condition on `{path}` is a value, a list of values or {{not: …}}")
         raw = raw["not"]
-    values = raw if isinstance(raw, list) else [raw]
+    values = as_tuple(raw)
     if not values or any(isinstance(value, list | dict) for value in values):
         raise ValueError(f"the condition on `{path}` needs a value or a list of values")
-    return Test(tuple(values), negated)
+    return Test(values, negated)
 
 
 def parse_value(raw: object) -> Template | Value:
@@ -149,44 +150,51 @@ def as_tuple(raw: Any) -> tuple[Any, ...]:
 
 def spell_out_match(raw: object) -> object:
     """Spell out the rules of `match`: a field, a list of fields together, or the long form."""
-    entries = raw if isinstance(raw, list) else [raw]
+    entries = raw if isinstance(raw, list | tuple) else [raw]
     return [
-        {LINK_KEY: True} if entry == "link" else entry if isinstance(entry, Mapping) else {"fields": entry}
+        {LINK_KEY: True} if entry == "link" else {"fields": entry} if isinstance(entry, str | list) else entry
         for entry in entries
     ]
 
 
-def spell_out_fields(raw: object) -> object:
-    """Spell out `field: path` and give each rule its field's name."""
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A field as the file has it, with its name; each is spelt out alone, so that one fault does not hide the next."""
+
+    name: object
+    raw: object
+    short: str  # the key that a short form stands for
+
+
+def name_fields(raw: object, short: str = "from") -> object:
+    """Give each field of a table its name."""
     if not isinstance(raw, Mapping):
         return raw
-    return {check_field(name): _spell_out(name, rule, "from") for name, rule in raw.items()}
+    return {str(name): rule if isinstance(rule, BaseModel) else Named(name, rule, short) for name, rule in raw.items()}
+
+
+def spell_out_field(raw: object) -> object:
+    """Spell out `field: path`, or the value that is its short form in `gone`."""
+    if not isinstance(raw, Named):
+        return raw
+    name = check_path(str(raw.name))
+    if isinstance(raw.raw, Mapping):
+        return {**raw.raw, NAME_KEY: name}
+    if isinstance(raw.raw, str) or raw.short == "value":
+        return {raw.short: raw.raw, NAME_KEY: name}
+    if raw.raw is None:
+        raise ValueError(f"`{name}` has nothing behind it: it needs a path of the source")
+    raise ValueError(f"`{name}` needs a path of the source; a constant is written {{value: {raw.raw}}}")
 
 
 def spell_out_gone(raw: object) -> object:
     """Spell out `gone`: a word, or fields whose short form is a value."""
     if isinstance(raw, Mapping):
-        fields = {check_field(name): _spell_out(name, rule, "value") for name, rule in raw.items()}
-        return {"action": "write", "fields": fields}
+        return {"action": "write", "fields": name_fields(raw, "value")}
     if raw not in {"ignore", "follow"}:
         near = did_you_mean(raw, ("ignore", "follow")) if isinstance(raw, str) else ""
         raise ValueError(f"`gone` is ignore, follow, or the fields to write{near}")
     return {"action": raw}
-
-
-def check_field(name: object) -> str:
-    """Refuse a target field's name that no path could be."""
-    return check_path(str(name))
-
-
-def _spell_out(name: object, rule: object, short: str) -> object:
-    if isinstance(rule, Mapping):
-        return {**rule, NAME_KEY: str(name)}
-    if isinstance(rule, BaseModel):  # spelt out before
-        return rule
-    if isinstance(rule, str) or short == "value":
-        return {short: rule, NAME_KEY: str(name)}
-    raise ValueError(f"`{name}` needs a path of the source; a constant is written {{value: {rule}}}")
 
 
 def check_channels(channels: tuple[str, ...]) -> tuple[str, ...]:
