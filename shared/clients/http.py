@@ -188,6 +188,10 @@ class HttpConnection:
             reraise=True,
         )(self._call_once, call)
 
+    def close(self) -> None:
+        """Close the pool's idle connections."""
+        self._adapter.close()
+
     def check_own_host(self, url: str) -> None:
         """Raise AccessError when a URL that the vendor gave leads to another host than our own."""
         if urlsplit(url)[:2] != urlsplit(self.base_url)[:2]:
