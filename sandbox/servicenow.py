@@ -11,10 +11,9 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
@@ -94,13 +93,14 @@ class ServiceNow(Switches, Simulator):
         self._threads: tuple[int, asyncio.Semaphore] | None = None
         self._counts: dict[tuple[str, str, int], int] = {}
         self._transactions = 0
-        self.instance = instance
+        self.instance = self.name = instance
         super().__init__(clock)
         self.configure(switches)
         self.records = Records(self.clock, self, instance)
         self.tokens = TokenDesk(self.clock)
         self.oauth_clients = {CLIENT_ID: CLIENT_SECRET}
         self.users: dict[str, ApiUser] = {}
+        self.scripts: list[str] = []  # server-side code that values in queries made run
         self.table_api = TableApi(self)
         self.outbound = Hooks(self)
         self.add_user(admin_user(ADMIN_NAME, ADMIN_PASSWORD), first_name="System", last_name="Administrator")
@@ -548,18 +548,21 @@ def _inner_call(outer: Call, item: Mapping[str, Any]) -> Call:
         raise ValueError("url must be relative to the instance")
     url = outer.url.join(URL(address, encoded=True))
     headers = CIMultiDict((entry["name"], str(entry["value"])) for entry in item.get("headers", []))
+    headers.setdefault("Accept", outer.headers.get("Accept", "*/*"))  # the vendor's own client sends items without one
     body = base64.b64decode(item.get("body") or "", validate=True)
     return Call(str(item["method"]).upper(), url, MultiDict(url.query), headers, body, outer.user)
 
 
-async def _read_fields(request: web.Request) -> dict[str, str]:
+async def _read_fields(request: web.Request) -> dict[str, Any]:
+    """Return the fields of a person's edit; `at` (ISO time) and `by` say when and by whom."""
     try:
-        body = await request.json()
-    except json.JSONDecodeError as exc:
-        raise web.HTTPBadRequest(text=f"not JSON: {exc}") from exc
-    if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="the body must be an object of fields")
-    return {str(name): str(value) for name, value in body.items()}
+        fields = {str(name): str(value) for name, value in dict(await request.json()).items()}
+        if "at" not in fields:
+            return fields
+        moment = datetime.fromisoformat(fields.pop("at"))
+    except (ValueError, TypeError) as exc:
+        raise web.HTTPBadRequest(text=f"not fields of a record: {exc}") from exc
+    return fields | {"at": moment if moment.tzinfo else moment.replace(tzinfo=UTC)}
 
 
 def _response(answer: Answer) -> web.Response:

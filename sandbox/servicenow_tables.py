@@ -215,6 +215,7 @@ class TableApi:
         self._check_read(call, table)
         search = self._search(call)
         found = search.run(table, self._read_query(call, table))
+        self.instance.scripts.extend(search.scripts)
         if search.refused and self.instance.enforce_query_acl:
             raise RefusedError(
                 403,
