@@ -171,7 +171,7 @@ class _Office:
         self._seed_staff(roles)
         owners = sorted({_folded(case["owner_email"]) for case in cases if case["owner_email"]})
         for email in owners[::2]:  # the others are unknown here until a sync makes them
-            self.agents.append(self._user(email, _name_from(email)))
+            self.agents.append(self._by_email(email) or self._user(email, _name_from(email)))
         self._seed_contacts({case["incidentid"]: case for case in cases}, relations)
 
     def _seed_staff(self, roles: Mapping[str, str]) -> None:
@@ -180,7 +180,7 @@ class _Office:
             first = FIRST_NAMES[number % len(FIRST_NAMES)]
             last = LAST_NAMES[(number * 7 + number // len(FIRST_NAMES)) % len(LAST_NAMES)]
             name = f"{_slug(first)}.{_slug(last)}"
-            email = f"{name}@acme.example" if not sim.rows("sys_user", user_name=name) else ""
+            email = f"{name}@service.acme.example" if not sim.rows("sys_user", user_name=name) else ""
             location, zone = self.places[number % len(self.places)]
             sys_id = self._user(
                 email,
