@@ -183,7 +183,7 @@ class HttpConnection:
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
             stop=self._stops_repeating,
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=2.0, jitter=0.2),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=2.0) + tenacity.wait_random(0.0, 0.2),
             sleep=self._sleep,
             reraise=True,
         )(self._call_once, call)
