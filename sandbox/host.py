@@ -78,7 +78,7 @@ async def _host(options: argparse.Namespace, env: dict[str, str], config: HostCo
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: os._exit(130) if stop.is_set() else stop.set())
-    pool = WorkerPool(options.app_dir, env, options.workers, config.function_timeout)
+    pool = WorkerPool(options.app_dir, env, _count_workers(options.workers, env), config.function_timeout)
     listeners: list[QueueListener] = []
     timers: list[asyncio.Task[None]] = []
     with _port(options.address, options.port) as listening:
@@ -95,9 +95,9 @@ async def _host(options: argparse.Namespace, env: dict[str, str], config: HostCo
                 options.enforce_keys,
                 options.http_limit_s,
             )
-            runner = web.AppRunner(frontend.app, access_log=None)
+            runner = web.AppRunner(frontend.app, access_log=None, shutdown_timeout=options.stop_wait_s)
             await runner.setup()
-            await web.SockSite(runner, listening, shutdown_timeout=options.stop_wait_s).start()
+            await web.SockSite(runner, listening).start()
             url = (
                 f"http://{'localhost' if options.address == LOOPBACK else options.address}:{listening.getsockname()[1]}"
             )
@@ -211,6 +211,13 @@ def _build_env(options: argparse.Namespace) -> dict[str, str]:
     return env
 
 
+def _count_workers(given: int | None, env: Mapping[str, str]) -> int:
+    text = str(given) if given is not None else env.get("FUNCTIONS_WORKER_PROCESS_COUNT", "1")
+    if not text.isdigit() or not 1 <= int(text) <= 10:
+        raise HostConfigError(f"the number of workers must be from 1 to 10, as in Azure, not {text}")
+    return int(text)
+
+
 def _write_logs(level: int) -> None:
     formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
@@ -227,7 +234,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--port", type=int, default=7071, help="0 for any free one")
     add("--address", default=LOOPBACK)
     add("--app-dir", type=lambda text: Path(text).resolve(), default=Path.cwd())
-    add("--workers", type=int, default=int(os.environ.get("FUNCTIONS_WORKER_PROCESS_COUNT", "1")))
+    add("--workers", type=int, help="default: FUNCTIONS_WORKER_PROCESS_COUNT, else 1")
     add("--settings", default=SETTINGS_FILE, help="settings file in the app folder; '' for none")
     add("--log-level", type=lambda text: LEVELS[text], help=", ".join(LEVELS))
     add("--queue-lease-s", type=int, default=QUEUE_LEASE_S, help="how long a dead host keeps its messages")
@@ -240,8 +247,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--ready-fd", type=int, help=argparse.SUPPRESS)
     add("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if not 1 <= options.workers <= 10:
-        parser.error("--workers must be from 1 to 10, as in Azure")
     if options.queue_lease_s < 1:
         parser.error("--queue-lease-s must be at least 1")
     return options
@@ -258,7 +263,8 @@ class Host:
     """The host as a child process: `with Host(app_dir, env) as host: requests.get(host.url + "/api/…")`.
 
     `env` goes over this process's own environment; no settings file is read unless `settings` names one. Further facts
-    are flags of the command (`enforce_keys="k"` is `--enforce-keys k`). `echo` copies its output to ours.
+    are flags of the command (`enforce_keys="k"` is `--enforce-keys k`). `echo` copies its output to ours. It dies with
+    the thread that started it, so start it from one that lives long enough.
     """
 
     def __init__(
@@ -271,8 +277,23 @@ class Host:
         echo: bool = False,
         **flags: object,
     ) -> None:
-        self._command = [sys.executable, "-m", "sandbox.host", "--app-dir", str(app_dir), "--workers", str(workers)]
-        self._command += ["--port", str(port), "--settings", str(settings or ""), "--parent", str(os.getpid())]
+        self._command = [
+            sys.executable,
+            "-m",
+            "sandbox.host",
+            "--app-dir",
+            str(app_dir.resolve()),
+            "--workers",
+            str(workers),
+        ]
+        self._command += [
+            "--port",
+            str(port),
+            "--settings",
+            str(settings.resolve()) if settings else "",
+            "--parent",
+            str(os.getpid()),
+        ]
         for name, value in flags.items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
         self._env = os.environ | dict(env or {})
@@ -306,6 +327,11 @@ class Host:
             raise HostError("\n".join(self.lines))
         self.url = json.loads(said)["url"]
         return self
+
+    @property
+    def pid(self) -> int | None:
+        """Return the host's process id, which is also its process group; None when it does not run."""
+        return self._process.pid if self._process and self._process.poll() is None else None
 
     def stop(self, wait_s: float = START_WAIT_S) -> int:
         """Stop gracefully and return the exit code."""

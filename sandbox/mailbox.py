@@ -111,7 +111,7 @@ class Mail:
     @property
     def attachments(self) -> list[EmailMessage]:
         """Return the attached parts in their order."""
-        return list(self.message.iter_attachments())  # type: ignore[arg-type] - the default policy's parts are such
+        return list(self.message.iter_attachments())
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `GET /_sandbox/messages` shows of a mail."""
@@ -242,7 +242,7 @@ class Mailbox(Simulator):
         sender, recipients = envelope.mail_from or "", tuple(envelope.rcpt_tos)
         self.mails.append(Mail(number, self.clock.now(), sender, recipients, user, encrypted, message))
 
-    async def _hang_up(self, server: SMTP) -> None:
+    async def _hang_up(self, server: Any) -> None:
         server.transport.abort()
         await asyncio.Event().wait()  # until the lost connection cancels us
 

@@ -1,9 +1,11 @@
 """The stand-in host, from outside: a toy app, real processes, real storage."""
 
 import os
-import threading
+import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,21 +13,21 @@ import requests
 from azure.storage.queue import QueueClient
 
 from sandbox.azurite import Azurite
-from sandbox.host import Host, HostError
+from sandbox.host import ROOT, Host, HostError
 from sandbox.host_queue import open_queue
 from sandbox.processes import free_ports
-from tests.sandbox.conftest import Toy
+from tests.sandbox.toy import TOY_APP, Toy
 from tests.sandbox.waiting import wait_until
 
 EVERY_SECOND = "* * * * * *"
 
 
 def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that only waits to be collected by its parent does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
         return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -281,22 +283,36 @@ class TestDeaths:
         assert after != before
         assert not is_alive(before)
 
-    def test_graceful_stop_lets_running_work_finish(self, own: Toy) -> None:
-        """After SIGTERM nothing new starts, what runs finishes and its message is deleted."""
+    @pytest.mark.parametrize("signals", [pytest.param(os.kill, id="SIGTERM"), pytest.param(os.killpg, id="Ctrl-C")])
+    def test_graceful_stop_lets_running_work_finish(self, own: Toy, signals: Callable[[int, int], None]) -> None:
+        """Asked to end, alone or by Ctrl-C with its workers: nothing new starts, what runs finishes and is deleted."""
         host = own.host(workers=1).start()
         own.send("last", "hold")
         wait_until(lambda: own.journal("work", token="last", event="start"))
-        codes: list[int] = []
-        stopping = threading.Thread(target=lambda: codes.append(host.stop()))
+        assert host.pid is not None
 
-        stopping.start()
+        signals(host.pid, signal.SIGTERM if signals is os.kill else signal.SIGINT)
         wait_until(lambda: [line for line in host.lines if "stopping" in line])
         own.release("last")
-        stopping.join(20)
+        wait_until(lambda: host.pid is None)
 
-        assert codes == [0]
+        assert host.stop() == 0
         assert own.journal("work", token="last", event="end")
         assert own.waiting() == 0
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+    def test_host_dies_with_its_parent(self, own: Toy) -> None:
+        """A killed test run or demo leaves neither host nor workers behind."""
+        script = STARTER.format(root=str(ROOT), app=str(TOY_APP))
+        command = [sys.executable, "-c", script]
+        with subprocess.Popen(command, env=os.environ | own.env, stdout=subprocess.PIPE) as parent:
+            assert parent.stdout is not None
+            pids = [int(pid) for pid in parent.stdout.readline().split()]
+
+            parent.kill()
+
+            wait_until(lambda: not any(is_alive(pid) for pid in pids))
+        assert len(pids) == 3
 
     def test_stop_leaves_what_does_not_finish_to_its_lease(self, own: Toy) -> None:
         """A message whose function outlives the stop is neither deleted nor shown again."""
@@ -376,6 +392,7 @@ class TestStart:
         ("settings", "message"),
         [
             pytest.param({"AzureWebJobsStorage": ""}, "connection AzureWebJobsStorage is not set", id="no connection"),
+            pytest.param({"PYTHON_THREADPOOL_THREAD_COUNT": "0"}, "must be a number from 1", id="threads"),
             pytest.param({"TOY_SCHEDULE": "0 6 * * *"}, "tick: '0 6 \\* \\* \\*' is no NCRONTAB", id="five fields"),
             pytest.param(
                 {"AzureFunctionsJobHost__extensions__queues__batchSize": "33"}, "batchSize: .* 32", id="host.json"
@@ -387,6 +404,16 @@ class TestStart:
         with pytest.raises(HostError, match=message):
             own.host(settings, workers=1).start()
 
+
+STARTER = """
+import sys, time
+from pathlib import Path
+sys.path[0] = {root!r}
+from sandbox.host import Host
+host = Host(Path({app!r})).start()
+print(host.pid, *host.state()["workers"], flush=True)
+time.sleep(60)
+"""
 
 BAD_APP = """
 import azure.functions as func
