@@ -344,6 +344,7 @@ def serve_in_thread(*sims: Simulator, tls: ssl.SSLContext | None = None) -> Any:
             failure.append(exc)
             up.set()
         finally:
+            _drop_connections(loop)
             loop.close()
 
     thread = threading.Thread(target=work, name="simulators", daemon=True)
@@ -356,6 +357,13 @@ def serve_in_thread(*sims: Simulator, tls: ssl.SSLContext | None = None) -> Any:
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
+
+
+def _drop_connections(loop: asyncio.AbstractEventLoop) -> None:
+    """Cut what is left open: a TLS connection waits up to 30 s for the client's farewell, and aiohttp cannot shorten that."""
+    for transport in list(getattr(loop, "_transports", {}).values()):
+        transport.abort()
+    loop.run_until_complete(asyncio.sleep(0))
 
 
 def json_text(value: Any) -> str:
