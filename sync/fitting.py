@@ -6,6 +6,18 @@ from shared.clients.system import FieldKind, FieldType, Value
 from shared.errors import MappingError
 from sync.placeholders import text_of
 
+KINDS = {
+    FieldKind.NUMBER: "a number",
+    FieldKind.BOOLEAN: "true or false",
+    FieldKind.TIME: "a time with its zone",
+    FieldKind.OBJECT: "an object",
+    FieldKind.LIST: "a list",
+    FieldKind.CHOICE: "a choice",
+    FieldKind.REFERENCE: "the id of a record",
+    FieldKind.TEXT: "a text",
+    FieldKind.APPEND: "a text",
+}
+WRONG_KIND = "wrong_kind"
 WORDS = {"true": True, "false": False}
 
 
@@ -16,7 +28,7 @@ def fit_type(value: Value, field_type: FieldType) -> Value:
     """
     fitted = _fit(value, field_type)
     if fitted is None and value is not None:
-        raise MappingError(f"the target takes {field_type.kind} here, and the value is not one.", code="invalid_value")
+        raise MappingError(f"the target takes {KINDS[field_type.kind]}, and the value is none.", code=WRONG_KIND)
     return fitted
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from shared.clients.system import Condition, FieldType, RecordType, Row, Test, Value
 from shared.errors import MappingError
 from sync.converters import apply_converters
-from sync.fitting import fit_type
+from sync.fitting import WRONG_KIND, fit_type
 from sync.placeholders import MARKER_PATH, Template, text_of
 from sync.recipe import RECORD_ITSELF, Block, FieldRule, Find, MatchRule, WriteMode, join_path
 
@@ -174,39 +174,50 @@ def _map_field(
 
 
 def _map_value(rule: FieldRule, scope: _Scope, field_type: FieldType | None) -> MappedField:
-    """Read, convert, choose, then fit to the target's field; the default steps in wherever that ends without a value."""
-    warnings: list[FieldWarning] = []
-    raw = _first_value(rule, scope)
-    converted_empty = raw is None
+    """Read, convert, choose and fit a value; the default, then `required`, answer for one that is not there."""
+    raw: Value = None
+    codes: tuple[str, ...]
     try:
-        converted, codes = apply_converters(rule.convert, raw, scope.read)
-        warnings += [_warning(rule, code) for code in codes]
-        accepted: tuple[Value, ...] = (converted.value, *converted.also)
-        converted_empty = converted.value is None and raw is None
-    except MappingError:
-        accepted = (None,)
-        warnings.append(_warning(rule, "invalid_value"))
-    if rule.choices:
-        chosen = _choose(rule, accepted[0])
-        if chosen is None and accepted[0] is not None:
-            warnings.append(_warning(rule, "unknown_choice"))
-        accepted = chosen or (None,)
-    if field_type and accepted[0] is not None:
-        accepted, misfits = _fit(rule, accepted, field_type)
-        warnings += [_warning(rule, code) for code in misfits]
-    if accepted[0] is None and rule.reason and (converted_empty or rule.default is None):
-        raise MappingError(f"{rule.name}: {_source_words(rule)} is empty or cannot be used.", code=rule.reason)
-    if accepted[0] is None:
-        accepted = (rule.default,)
-    template = rule.template
+        raw = _first_value(rule, scope)
+        accepted, codes = _usable_values(rule, raw, scope, field_type)
+    except MappingError as exc:
+        if exc.code == WRONG_KIND and rule.default is None:
+            raise MappingError(f"{rule.name}: {exc.message}", code=exc.code) from exc
+        accepted, codes = (), (exc.code,)
+    source_empty = raw is None and not codes and accepted == (None,)
+    if not accepted or source_empty:
+        if rule.reason and (source_empty or rule.default is None):
+            raise MappingError(f"{rule.name}: {_source_words(rule)} is empty or cannot be used.", code=rule.reason)
+        default = fit_type(rule.default, field_type) if field_type and rule.default is not None else rule.default
+        accepted = (default,)
     return MappedField(
         rule,
         value=accepted[0],
         accepted=accepted,
-        source_empty=converted_empty and accepted[0] is None,
-        marker=template.marker(scope.read) if template else None,
-        warnings=tuple(warnings),
+        source_empty=source_empty and accepted[0] is None,
+        marker=rule.template.marker(scope.read) if rule.template else None,
+        warnings=tuple(_warning(rule, code) for code in codes),
     )
+
+
+def _usable_values(
+    rule: FieldRule, raw: Value, scope: _Scope, field_type: FieldType | None
+) -> tuple[tuple[Value, ...], tuple[str, ...]]:
+    """Return what the target may hold, the value to write first, and the codes of warnings.
+
+    Raises MappingError whose code says why the value cannot be used.
+    """
+    converted, codes = apply_converters(rule.convert, raw, scope.read)
+    accepted: tuple[Value, ...] = (converted.value, *converted.also)
+    if rule.choices:
+        chosen = _choose(rule, converted.value)
+        if chosen is None and converted.value is not None:
+            raise MappingError("The value stands in no table.", code="unknown_choice")
+        accepted = chosen or (None,)
+    if field_type is None or accepted[0] is None:
+        return accepted, codes
+    accepted = tuple(fit_type(value, field_type) for value in accepted)
+    return accepted, (*codes, *_misfits(rule, accepted[0], field_type))
 
 
 def _map_reference(rule: FieldRule, find: Find, scope: _Scope, find_types: Mapping[str, RecordType]) -> MappedField:
@@ -266,25 +277,24 @@ def _choose(rule: FieldRule, value: Value) -> tuple[Value, ...] | None:
     return next((right for left, right in rule.choices if any(same(left, item) for item in held)), None)
 
 
-def _fit(rule: FieldRule, accepted: tuple[Value, ...], field_type: FieldType) -> tuple[tuple[Value, ...], list[str]]:
-    try:
-        fitted = tuple(fit_type(value, field_type) for value in accepted)
-    except MappingError as exc:
+def _misfits(rule: FieldRule, value: Value, field_type: FieldType) -> tuple[str, ...]:
+    """Return the codes of what the target may not like about a value of the right kind."""
+    choices = field_type.choices if not isinstance(value, list) else ()
+    if choices and not any(same(value, choice) for choice in choices):
         if rule.default is not None:
-            return (None,), ["invalid_value"]
-        raise MappingError(f"{rule.name}: {exc.message}", code=exc.code) from exc
-    first = fitted[0]
-    if field_type.choices and not any(same(first, choice) for choice in field_type.choices):
-        return (None,) if rule.default is not None else fitted, ["unknown_choice"]
-    too_long = isinstance(first, str) and field_type.length is not None and len(first) > field_type.length
-    return fitted, ["too_long"] if too_long else []
+            raise MappingError("The value is not a choice of the target's.", code="unknown_choice")
+        return ("not_a_choice",)
+    too_long = isinstance(value, str) and field_type.length is not None and len(value) > field_type.length
+    return ("too_long",) if too_long else ()
 
 
 WARNING_TEXTS = {
     "truncated": "{field}: the text was longer than the field takes and has been cut.",
     "too_long": "{field}: the text is longer than the field takes.",
     "unknown_choice": "{field}: {source} holds a value that stands in no table.",
+    "not_a_choice": "{field}: the value is none of the target's choices.",
     "invalid_value": "{field}: {source} holds a value that cannot be used.",
+    WRONG_KIND: "{field}: {source} holds a value of another kind than the target's.",
 }
 
 
@@ -294,7 +304,7 @@ def _warning(rule: FieldRule, code: str) -> FieldWarning:
 
 
 def _falls_back(rule: FieldRule, code: str) -> bool:
-    return rule.default is not None and code in {"unknown_choice", "invalid_value"}
+    return rule.default is not None and code in {"unknown_choice", "invalid_value", WRONG_KIND}
 
 
 def _source_words(rule: FieldRule) -> str:
