@@ -6,6 +6,7 @@ same text to nearly every mistake; so a refusal is reported with everything that
 
 import base64
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -129,6 +130,7 @@ def build_dynamics365_auth(
     `instance_discovery=False`. `client_credential` is the secret, or a certificate in msal's form.
     """
     scope = f"{organization_url.rstrip('/')}/.default"
+    session = _LoginSession(authority, (connect_s, read_s), ca_file)
     apps: list[msal.ConfidentialClientApplication] = []
 
     def fetch(refused: bool) -> Token:
@@ -145,21 +147,39 @@ def build_dynamics365_auth(
                 apps.append(
                     msal.ConfidentialClientApplication(
                         client_id, client_credential=client_credential, authority=authority,
-                        instance_discovery=instance_discovery, verify=ca_file or True, timeout=(connect_s, read_s),
+                        instance_discovery=instance_discovery, http_client=session,
                     )
                 )  # fmt: skip
             answer = apps[0].acquire_token_for_client(scopes=[scope])
-        except (requests.RequestException, RuntimeError) as exc:
-            reason = type(exc).__name__
-            answer = {"error": "temporarily_unavailable", "error_codes": [reason]}
-        except ValueError:  # discovery refused, or not an authority at all
-            answer = {"error": "invalid_authority"}
+        except (requests.RequestException, json.JSONDecodeError, msal.exceptions.MsalError, RuntimeError) as exc:
+            answer = {"error": "temporarily_unavailable", "error_codes": [type(exc).__name__]}
+        except ValueError as exc:  # discovery refused, or not an authority at all
+            root = exc.__context__ or exc  # msal's own sentence stands before what happened
+            passing = isinstance(root, json.JSONDecodeError) or "HTTP status: 429" in str(root)
+            answer = {"error": "temporarily_unavailable" if passing else "invalid_authority"}
         if "access_token" not in answer:
-            apps.clear()  # msal also remembers refusals for a minute
-            raise _read_entra_refusal(answer, connection, authority)
+            error = _read_entra_refusal(answer, connection, authority)
+            if isinstance(error, AccessError):
+                apps.clear()  # msal remembers a refusal for a minute; the pause that a busy login asked for, it may keep
+            raise error
         return Token.bearer(answer, now_s())
 
     return TokenAuth(fetch, now_s)
+
+
+class _LoginSession(requests.Session):
+    """What msal calls with: every call has a time-out, and an explicit CA file wins over the environment's."""
+
+    def __init__(self, authority: str, timeout: tuple[float, float], ca_file: str | None) -> None:
+        super().__init__()
+        self._timeout = timeout
+        environment = self.merge_environment_settings(authority, {}, None, ca_file, None)
+        self.proxies, self.verify = environment["proxies"], environment["verify"] or True
+        self.trust_env = False
+
+    def request(self, *args: Any, **facts: Any) -> requests.Response:
+        facts.setdefault("timeout", self._timeout)
+        return super().request(*args, **facts)
 
 
 def _read_entra_refusal(answer: Mapping[str, Any], connection: str, authority: str) -> RemoteError:
