@@ -1,0 +1,225 @@
+"""The storage account as tables and queues share it: connecting, counting, its clock, and what its errors mean.
+
+SDK errors end here: they become StateError (the queue delivers the work again) or ConfigError (a person must act).
+"""
+
+import contextlib
+import contextvars
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import requests
+from azure.core.credentials import TokenCredential
+from azure.core.exceptions import (
+    AzureError,
+    DecodeError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from azure.core.pipeline import PipelineResponse
+from azure.core.pipeline.transport import HttpTransport, RequestsTransport
+from azure.data.tables import TableServiceClient
+from azure.storage.queue import LinearRetry, QueueServiceClient
+from requests.adapters import HTTPAdapter
+
+from shared.errors import ConfigError, StateError, SyncError
+
+SETTING = "AzureWebJobsStorage"
+CONNECT_S = 5.0
+READ_S = 15.0
+CONNECTIONS = 64  # kept open per service and process
+SIDE_BY_SIDE = 16  # threads for calls that belong together
+MAX_DATE_ERROR_S = 1.0  # the Date header has whole seconds
+
+# Few and short: a message that fails here is delivered again anyway.
+_TABLE_RETRIES = {
+    "retry_total": 3,
+    "retry_connect": 2,
+    "retry_read": 1,
+    "retry_status": 2,
+    "retry_backoff_factor": 0.2,
+    "retry_backoff_max": 2,
+}
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def connect_tables(
+    connection_string: str | None = None,
+    *,
+    endpoint: str | None = None,
+    credential: TokenCredential | None = None,
+    transport: HttpTransport[Any, Any] | None = None,
+) -> TableServiceClient:
+    """Return a client of the account's tables; nothing is sent yet. Raises ConfigError when the setting is no good."""
+    options: dict[str, Any] = {"transport": transport or _transport(), **_TABLE_RETRIES}
+    with _setting_errors():
+        if connection_string:
+            return TableServiceClient.from_connection_string(connection_string.rstrip("; "), **options)
+        return TableServiceClient(endpoint or "", credential=credential, **options)
+
+
+def connect_queues(
+    connection_string: str | None = None,
+    *,
+    endpoint: str | None = None,
+    credential: TokenCredential | None = None,
+    transport: HttpTransport[Any, Any] | None = None,
+) -> QueueServiceClient:
+    """Return a client of the account's queues; nothing is sent yet. Raises ConfigError when the setting is no good."""
+    retries = LinearRetry(backoff=1, retry_total=2, random_jitter_range=1)  # the SDK's own wait for half a minute
+    options: dict[str, Any] = {"transport": transport or _transport(), "retry_policy": retries}
+    with _setting_errors():
+        if connection_string:
+            return QueueServiceClient.from_connection_string(connection_string.rstrip("; "), **options)
+        if not endpoint:
+            raise ValueError("no address")
+        return QueueServiceClient(endpoint, credential=credential, **options)
+
+
+@contextlib.contextmanager
+def _setting_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError):
+        # The cause's text may hold the account key.
+        raise ConfigError(
+            f"{SETTING} names no storage account: it needs a connection string, or the addresses of its queues and tables"
+        ) from None
+
+
+def _transport() -> RequestsTransport:
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=0))
+    return RequestsTransport(session=session, session_owner=True, connection_timeout=CONNECT_S, read_timeout=READ_S)
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+def status_of(exc: AzureError) -> int:
+    """Return the HTTP status of an answer, 0 when there was none."""
+    return exc.status_code or 0 if isinstance(exc, HttpResponseError) else 0
+
+
+def code_of(exc: AzureError) -> str:
+    """Return the storage's own code of an error, such as TableNotFound; "" when it gave none."""
+    code = getattr(exc, "error_code", None)
+    if code is None:
+        code = _headers(exc).get("x-ms-error-code")
+    return str(getattr(code, "value", code) or "")
+
+
+def _headers(exc: AzureError) -> Mapping[str, str]:
+    response = exc.response if isinstance(exc, HttpResponseError) else None
+    headers: Mapping[str, str] = getattr(response, "headers", {})
+    return headers
+
+
+def is_unsure(exc: AzureError) -> bool:
+    """Tell whether a write may have taken effect although its answer says nothing of the kind, or never came."""
+    if isinstance(exc, ServiceRequestError | ServiceResponseError | DecodeError):
+        return True
+    return isinstance(exc, HttpResponseError) and (status_of(exc) in (0, 408, 429) or status_of(exc) >= 500)
+
+
+def state_error(exc: AzureError, doing: str) -> SyncError:
+    """Return what an SDK error means for us; `doing` says what was tried, without anything of the row's content.
+
+    Raise it `from None`: the SDK's text can hold addresses with signatures.
+    """
+    status, code = status_of(exc), code_of(exc)
+    if status in (401, 403):
+        return ConfigError(
+            f"The storage account refuses to {doing}: {status} {code or 'no code'}. "
+            f"Check {SETTING}, and that the app's identity may change data of queues and tables",
+            code="storage_access",
+        )
+    if status:
+        request_id = _headers(exc).get("x-ms-request-id", "-")
+        return StateError(f"Storage did not {doing}: {status} {code} (request {request_id})")
+    return StateError(f"Storage did not {doing}: no answer ({type(exc).__name__}); check {SETTING} if this lasts")
+
+
+# -- shared parts -------------------------------------------------------------------------------------------------
+
+
+class Operations:
+    """Counts storage operations by kind; used by many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, kind: str) -> None:
+        """Count one operation."""
+        with self._lock:
+            self._counts[kind] += 1
+
+    def counts(self) -> Counter[str]:
+        """Return a copy of the counts so far."""
+        with self._lock:
+            return self._counts.copy()
+
+    def total(self) -> int:
+        """Return how many operations there were."""
+        return self.counts().total()
+
+
+class ServerClock:
+    """The storage's clock as its answers' Date headers show it: the one clock that all instances share.
+
+    Right to about a second. Until the first answer it is the machine's own.
+    """
+
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic_s = monotonic_s
+        self._base = datetime.now(UTC), monotonic_s()
+        self._known = False
+
+    def now(self) -> datetime:
+        """Return the storage's time, aware UTC."""
+        base, at_s = self._base
+        return base + timedelta(seconds=self._monotonic_s() - at_s)
+
+    def note(self, response: PipelineResponse[Any, Any]) -> None:
+        """Read an answer's Date header (the SDK's `raw_response_hook`)."""
+        header = response.http_response.headers.get("Date")
+        if not header:
+            return
+        try:
+            shown = parsedate_to_datetime(header).astimezone(UTC) + timedelta(seconds=0.5)
+        except ValueError:
+            return
+        if not self._known or abs((shown - self.now()).total_seconds()) > MAX_DATE_ERROR_S:
+            self._base, self._known = (shown, self._monotonic_s()), True
+
+
+class SideBySide:
+    """Runs calls that belong together in a few threads, started at first use; each sees the caller's context."""
+
+    def __init__(self, threads: int = SIDE_BY_SIDE) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def map(self, call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+        """Call once per item and return the answers in order; after all have ended, raise the first error."""
+        if len(items) <= 1:
+            return [call(item) for item in items]
+        with self._lock:
+            pool = self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="storage")
+        futures = [pool.submit(contextvars.copy_context().run, call, item) for item in items]
+        errors = [future.exception() for future in futures]
+        if error := next((each for each in errors if each is not None), None):
+            raise error
+        return [future.result() for future in futures]
