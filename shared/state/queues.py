@@ -1,0 +1,184 @@
+"""Messages in Azure queues: ASCII JSON, checked for size, never expiring; the host receives and deletes them.
+
+A send whose answer was lost cannot be read back. It is repeated, which may put the message there twice: harmless, as a
+second copy finds what the first one did.
+"""
+
+import json
+import math
+import xml.sax.saxutils
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from azure.core.exceptions import AzureError, ResourceExistsError
+from azure.storage.queue import QueueClient, QueueServiceClient
+from pydantic import ValidationError
+
+from shared.errors import ConfigError, MappingError, StateError
+from shared.state.rows import ItemModel, ItemsMessage, Message
+from shared.state.storage import Operations, SideBySide, code_of, state_error
+
+MAX_BODY_BYTES = 64 * 1024  # https://learn.microsoft.com/rest/api/storageservices/put-message
+FITTING_BYTES = 40 * 1024  # of an items message: records travel in it up to here, else their keys alone
+MAX_DELAY_S = 7 * 24 * 3600
+FOR_EVER = -1
+MAX_PROBLEM_CHARS = 1_000
+POISON = "-poison"
+
+M = TypeVar("M", bound=Message)
+
+
+class Queues:
+    """The queues of a storage account; used by many threads. A queue is created when it is first sent to."""
+
+    def __init__(
+        self, service: QueueServiceClient, prefix: str = "", *, side_by_side: SideBySide | None = None
+    ) -> None:
+        if prefix and not (prefix.replace("-", "").isalnum() and prefix == prefix.lower() and prefix.isascii()):
+            raise ConfigError(f"A queue prefix is made of small letters, digits and hyphens, and {prefix!r} is not")
+        self._service = service
+        self._prefix = prefix
+        self._clients: dict[str, QueueClient] = {}
+        self._side_by_side = side_by_side or SideBySide()
+        self.operations = Operations()
+
+    def send(self, message: Message, delay_s: float = 0) -> None:
+        """Send a message that shows up after `delay_s` seconds, seven days at the most.
+
+        Raises StateError when storage does not take it, or when it is larger than a queue allows.
+        """
+        kind, body = type(message).__name__, message.body()
+        if (size := sent_bytes(body)) > MAX_BODY_BYTES:
+            raise StateError(
+                f"An {kind} has {size:,} bytes; a queue takes {MAX_BODY_BYTES:,}", code="message_too_large"
+            )
+        hidden_s = min(max(0, math.ceil(delay_s)), MAX_DELAY_S)
+        self._send(message.QUEUE, body, hidden_s)
+
+    def send_many(self, messages: Sequence[Message], delay_s: float = 0) -> None:
+        """Send messages side by side. Raises the first StateError after all were tried: the others may be sent."""
+        self._side_by_side.map(lambda message: self.send(message, delay_s), messages)
+
+    def length(self, queue: str) -> int:
+        """Return about how many messages a queue holds, hidden ones too; `poison_of` names its poison queue."""
+        self.operations.add("length")
+        try:
+            return self._client(queue).get_queue_properties().approximate_message_count or 0
+        except AzureError as exc:
+            if code_of(exc) == "QueueNotFound":
+                return 0
+            raise state_error(exc, f"look at the queue {queue}") from None
+
+    def peek(self, queue: str, count: int = 1) -> list[str]:
+        """Return the texts of the first messages that are not hidden, 32 at the most, leaving them there."""
+        self.operations.add("peek")
+        try:
+            return [str(each.content) for each in self._client(queue).peek_messages(max_messages=min(count, 32))]
+        except AzureError as exc:
+            if code_of(exc) == "QueueNotFound":
+                return []
+            raise state_error(exc, f"look at the queue {queue}") from None
+
+    def create_all(self, names: Sequence[str]) -> None:
+        """Create the queues that are not there yet."""
+        self._side_by_side.map(self._create, names)
+
+    def _send(self, queue: str, body: str, hidden_s: int) -> None:
+        for last in (False, True):
+            self.operations.add("send")
+            try:
+                self._client(queue).send_message(body, visibility_timeout=hidden_s, time_to_live=FOR_EVER)
+            except AzureError as exc:
+                if last or code_of(exc) != "QueueNotFound":
+                    raise state_error(exc, f"send to the queue {queue}") from None
+                self._create(queue)
+            else:
+                return
+
+    def _create(self, queue: str) -> None:
+        self.operations.add("create_queue")
+        try:
+            self._client(queue).create_queue()
+        except ResourceExistsError:
+            return
+        except AzureError as exc:
+            raise state_error(exc, f"create the queue {queue}") from None
+
+    def _client(self, queue: str) -> QueueClient:
+        client = self._clients.get(queue)
+        if client is None:
+            client = self._clients[queue] = self._service.get_queue_client(self._prefix + queue)
+        return client
+
+
+def poison_of(queue: str) -> str:
+    """Return the name of the queue where the host puts what could not be worked."""
+    return queue + POISON
+
+
+def sent_bytes(body: str) -> int:
+    """Return how many bytes a text has as it is sent: inside XML."""
+    return len(xml.sax.saxutils.escape(body).encode())
+
+
+def fit(message: ItemsMessage) -> ItemsMessage:
+    """Return a message that fits: above 40 KiB its records travel as keys alone, the largest first.
+
+    What cannot be made smaller comes back as it is, and `send` says so.
+    """
+    size = sent_bytes(message.body())
+    if size <= FITTING_BYTES:
+        return message
+    items = list(message.items)
+    sizes = [_item_bytes(item) for item in items]
+    for index in sorted(range(len(items)), key=lambda index: -sizes[index]):
+        if size <= FITTING_BYTES:
+            break
+        bare = ItemModel(key=items[index].key)
+        size -= sizes[index] - _item_bytes(bare)
+        items[index] = bare
+    return message.model_copy(update={"items": items})
+
+
+def _item_bytes(item: ItemModel) -> int:
+    return sent_bytes(json.dumps(item.model_dump(mode="json"), separators=(",", ":")))
+
+
+def again(message: M, *, own_id: str, failed: bool, now: datetime, reason: str = "", problem: str = "") -> M:
+    """Build the message that carries on a message's work; `own_id` is the id that the queue gave the one in hand.
+
+    Only a failed attempt counts; waiting does not.
+    """
+    return message.model_copy(
+        update={
+            "first_id": message.first_id or own_id,
+            "attempt": message.attempt + 1 if failed else message.attempt,
+            "first_sent_at": message.first_sent_at or now,
+            "reason": reason,
+            "problem": problem[:MAX_PROBLEM_CHARS],
+        }
+    )
+
+
+def parse(model: type[M], text: str | bytes) -> M:
+    """Read a message. Raises MappingError `not_ours` for what is none of ours, or was written by a newer app."""
+    try:
+        values = json.loads(text)
+        version = values["schema_version"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise _not_ours(model, "it is no JSON object with a schema version") from None
+    ours = model.model_fields["schema_version"].default
+    if isinstance(version, int) and version > ours:
+        raise _not_ours(
+            model, f"a newer app wrote it (schema version {version}, this one knows {ours}): deploy that app"
+        )
+    try:
+        return model.model_validate(values)
+    except ValidationError as exc:  # its text shows the message
+        where = ", ".join(f"{'.'.join(map(str, error['loc'][:2]))}: {error['type']}" for error in exc.errors()[:3])
+        raise _not_ours(model, where) from None
+
+
+def _not_ours(model: type[Message], why: str) -> MappingError:
+    return MappingError(f"A message in the queue {model.QUEUE} cannot be worked: {why}", code="not_ours")

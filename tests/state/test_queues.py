@@ -1,0 +1,146 @@
+"""Messages in queues: what they hold comes back, what does not fit is said, what is foreign is refused."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from shared.errors import MappingError, StateError
+from shared.state.queues import MAX_BODY_BYTES, Queues, again, fit, parse, poison_of, sent_bytes
+from shared.state.rows import ItemModel, ItemsMessage, PageMessage, Prepared, RowModel, RunMessage
+
+NOON = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
+
+
+def item(key: str = "C1", text: str = "short", **facts) -> ItemModel:
+    return ItemModel(
+        key=key, row=RowModel(key=key, fields={"title": text, "at": NOON}), prepared=Prepared(at=NOON), **facts
+    )
+
+
+def items(*each: ItemModel) -> ItemsMessage:
+    return ItemsMessage(run_id="r", page=0, items=list(each))
+
+
+def test_message_comes_back_as_it_was_sent(queues):
+    """The text is ASCII JSON as it is; the queue is made on the way and the message never expires."""
+    message = items(item(text="<b>Grüße & 😀</b> \ud800 \x01"))
+
+    queues.send(message)
+
+    [text] = queues.peek("items")
+    assert text.isascii()
+    assert parse(ItemsMessage, text) == message
+    assert queues._client("items").peek_messages()[0].expires_on.year == 9999
+    assert queues.operations.counts() == {"send": 2, "create_queue": 1, "peek": 1}
+
+
+def test_many_messages_are_sent(queues):
+    """Side by side, each once."""
+    queues.create_all(["runs"])
+
+    queues.send_many([RunMessage(run_id=str(n)) for n in range(40)])
+
+    assert queues.length("runs") == 40
+    assert len({parse(RunMessage, text).run_id for text in queues.peek("runs", 32)}) == 32
+
+
+def test_delayed_message_is_hidden(queues):
+    """It counts, but nobody sees it; no delay is longer than the queue's own limit."""
+    queues.send(RunMessage(run_id="r"), delay_s=30 * 24 * 3600)
+
+    assert queues.peek("runs") == []
+    assert queues.length("runs") == 1
+
+
+def test_queue_that_is_not_there_is_empty(queues):
+    """Looking creates nothing."""
+    assert queues.length(poison_of("items")) == 0
+    assert queues.peek(poison_of("items")) == []
+
+
+def test_send_whose_answer_was_lost_is_repeated(queues, edge):
+    """Two copies are harmless, none would not be."""
+    queues.create_all(["runs"])
+    edge.faults = [("POST", "lose")]
+
+    queues.send(RunMessage(run_id="r"))
+
+    assert queues.length("runs") == 2
+
+
+def test_send_that_never_arrives_is_a_state_error(queues, edge):
+    """Repeats are bounded."""
+    edge.faults = [("POST", "refuse")] * 20
+
+    with pytest.raises(StateError, match="queue runs"):
+        queues.send(RunMessage(run_id="r"))
+
+
+@pytest.mark.parametrize(("filler", "fits"), [("x", 65_000), ("<", 16_000)], ids=["plain", "escaped in XML"])
+def test_message_above_the_queues_limit_is_refused(queues: Queues, edge, filler, fits):
+    """64 KiB as sent; the message's content is not shown."""
+    queues.send(PageMessage(run_id="r", link=filler * fits))
+    sent = len(edge.requests)
+
+    with pytest.raises(StateError, match="65,536") as caught:
+        queues.send(PageMessage(run_id="r", link=filler * MAX_BODY_BYTES))
+
+    assert filler * 3 not in str(caught.value)
+    assert len(edge.requests) == sent
+
+
+def test_record_that_fits_travels(queues):
+    """Up to 40 KiB a message stays as it is."""
+    message = items(item(text="x" * 30_000))
+
+    assert fit(message) is message
+
+
+def test_record_that_does_not_fit_stays_at_home(queues):
+    """Its key travels alone, without what was prepared."""
+    message = items(item(text="ä" * 30_000))
+
+    assert fit(message).items == [ItemModel(key="C1")]
+
+
+def test_largest_records_stay_at_home_first(queues):
+    """The others keep their place."""
+    message = items(item("C1"), item("C2", "x" * 35_000), item("C3", "x" * 30_000))
+
+    fitted = fit(message)
+
+    assert fitted.items == [message.items[0], ItemModel(key="C2"), message.items[2]]
+    assert sent_bytes(fitted.body()) <= 40 * 1024
+
+
+def test_message_sent_again_keeps_its_first_id():
+    """Claims belong to the id that first carried the work; only failures count."""
+    first = RunMessage(run_id="r")
+
+    waited = again(first, own_id="m1", failed=False, now=NOON, reason="claim_held", problem="x" * 5000)
+    failed = again(waited, own_id="m2", failed=True, now=NOON + timedelta(hours=1), reason="rejected", problem="no")
+
+    assert (waited.first_id, waited.attempt, waited.first_sent_at, len(waited.problem)) == ("m1", 1, NOON, 1000)
+    assert (failed.first_id, failed.attempt, failed.first_sent_at, failed.reason) == ("m1", 2, NOON, "rejected")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("hello secret", id="no JSON"),
+        pytest.param(b"\xff\xfe", id="no text"),
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param('"secret"', id="no object"),
+        pytest.param('{"run_id": "secret"}', id="no version"),
+        pytest.param('{"schema_version": 1, "secret": 1}', id="no run"),
+        pytest.param('{"schema_version": 2, "run_id": "secret"}', id="newer"),
+    ],
+)
+def test_foreign_message_is_refused(text):
+    """Whatever stands in the queue, the answer is one error that does not repeat it."""
+    with pytest.raises(MappingError) as caught:
+        parse(RunMessage, text)
+
+    assert caught.value.code == "not_ours"
+    assert "secret" not in str(caught.value)
