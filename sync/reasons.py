@@ -1,0 +1,164 @@
+"""Reason codes in words: what a code says when the result has no sentence of its own, and what a person does about it.
+
+Codes are plain words. Some are formed from what people call a record (`case_not_active`, `contact_without_email`): those
+follow PATTERNS. A recipe may name reasons of its own; these are read as their words.
+"""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """A reason in two sentences."""
+
+    says: str
+    do: str  # empty: nothing has to be done
+
+
+REASONS: dict[str, Reason] = {
+    # the record itself
+    "customer_is_account": Reason(
+        "The case's customer is an account, not a contact.",
+        "Set a contact as customer, or let the recipe take the account's primary contact.",
+    ),
+    "ambiguous_match": Reason(
+        "Several target records match; none was chosen.", "Merge them or make them different, then retry the record."
+    ),
+    "email_shared": Reason(
+        "Another record has the same email address and came first.", "Give each record an address of its own."
+    ),
+    "invalid_value": Reason(
+        "A value does not fit its field in the target.",
+        "Correct the value in the source, or add a converter to the recipe.",
+    ),
+    "unknown_choice": Reason(
+        "A value is not in the recipe's table of choices.", "Add it to `choices` of the field, or name a default there."
+    ),
+    "unwritable_value": Reason("The target cannot hold a value of this form.", "Correct the value in the source."),
+    "unsearchable_value": Reason(
+        "The target cannot be searched for a value of this form.", "Correct the value in the source."
+    ),
+    "mapping_error": Reason("The record cannot be mapped.", "Compare it with the recipe's fields."),
+    "nothing_to_write": Reason(
+        "None of the record's fields can be written.", "Check the integration user's rights on the target's fields."
+    ),
+    # the target record
+    "target_closed": Reason(
+        "The target record is closed and takes no more changes.", "Reopen it if it should follow again."
+    ),
+    "target_missing": Reason(
+        "The linked target record is gone, or the integration user may not read it.",
+        "Choose on the record's page to recreate or to unlink it; neither happens by itself.",
+    ),
+    "target_not_found": Reason("No target record matches, and this recipe only updates.", ""),
+    "target_taken": Reason(
+        "The matching target record belongs to another source record already.", "Unlink the wrong one of the two."
+    ),
+    "owned_by_other_recipe": Reason(
+        "Another recipe writes this field of the target.", "Let one recipe own it: remove it from the other."
+    ),
+    # skipped
+    "not_in_scope": Reason("The record does not meet the recipe's condition.", ""),
+    "left_scope": Reason("The record no longer meets the recipe's condition; it is left as it is.", ""),
+    "source_missing": Reason("The source record is gone, or the integration user may not read it.", ""),
+    "stale": Reason("A newer version of the record was already written.", ""),
+    # warnings
+    "field_not_written": Reason(
+        "The target accepted the record but did not take over a field.",
+        "Check the integration user's right to write it, and the target's own rules.",
+    ),
+    "truncated": Reason("A text was longer than its field and was cut.", ""),
+    "default_used": Reason("The recipe's default stands in for an empty or unusable value.", ""),
+    "default_not_found": Reason(
+        "The recipe's default was not found in the target.", "Create it there, or correct the recipe."
+    ),
+    "child_failed": Reason(
+        "A comment, attachment or other child was refused.", "Retry the record: only what is missing is sent."
+    ),
+    # systems
+    "access_denied": Reason(
+        "The system refuses the connection.", "Check the connection's address, credentials, roles and allow lists."
+    ),
+    "sign_in_refused": Reason(
+        "The system refuses the sign-in.", "Check the connection's credentials; a secret may have expired."
+    ),
+    "rejected": Reason("The target refuses the record.", "Correct the record or the target's rule, then retry it."),
+    "rate_limited": Reason("The system asked us to slow down for too long.", "Retry later, or have its limit raised."),
+    "vendor_unavailable": Reason("The system did not answer.", "Nothing by hand: it is tried again with the next run."),
+    "unreadable_answer": Reason(
+        "The system's answer could not be read.", "Nothing by hand: it is tried again with the next run."
+    ),
+    "ambiguous_write": Reason(
+        "It is not known whether the record was written: the answer was lost.",
+        "Nothing by hand: it is looked up before it is written again.",
+    ),
+    "filter_ignored": Reason(
+        "The system ignored the question and answered with other records.",
+        "Check the integration user's right to search.",
+    ),
+    "field_unreadable": Reason("The integration user may not read a field.", "Grant it the right to read the field."),
+    "unknown_field": Reason("The system has no such field.", "Correct the field's name in the recipe."),
+    "unknown_record_type": Reason("The system has no such kind of record.", "Correct the record's name in the recipe."),
+    "unsearchable_field": Reason("The system cannot search by this field.", "Match by another field in the recipe."),
+    "page_expired": Reason("The system no longer knew the listing's next page.", "Start the run again."),
+    # the app
+    "wait_expired": Reason("The record waited for too long.", "Retry it when the reason it waited for is over."),
+    "worker_died": Reason(
+        "The worker ended several times while it worked this record.",
+        "Retry it; if it happens again, look at the app's logs.",
+    ),
+    "claim_held": Reason("Another attempt at the same record was still under way.", "Retry it."),
+    "storage_error": Reason("The app's own storage refused.", "Check the storage account, then retry."),
+    "config_error": Reason("A setting or the recipe is wrong.", "Run `python cli.py validate`."),
+    "internal_error": Reason("The app made a mistake.", "Retry it; if it happens again, look at the app's logs."),
+}
+
+PATTERNS: tuple[tuple[str, Reason], ...] = (
+    (r"(?P<noun>\w+)_not_active", Reason("The {noun} is resolved or cancelled and was never synced.", "")),
+    (
+        r"(?P<noun>\w+)_without_(?P<field>\w+)",
+        Reason("The {noun} has no {field}.", "Fill in the {field} in the source, then retry."),
+    ),
+    (
+        r"(?P<noun>\w+)_shared",
+        Reason("Another record has the same {noun} and came first.", "Give each record its own {noun}."),
+    ),
+    (
+        r"(?P<noun>\w+)_inactive",
+        Reason(
+            "The {noun} is inactive in the target; the field was left empty.",
+            "Reactivate the {noun}, or change the source.",
+        ),
+    ),
+    (
+        r"(?P<noun>\w+)_ambiguous",
+        Reason("Several {noun} records match; the field was left empty.", "Merge or deactivate the doubled ones."),
+    ),
+    (
+        r"(?P<noun>\w+)_not_found",
+        Reason("The {noun} was not found in the target.", "Create the {noun} there, then retry."),
+    ),
+)
+
+
+def explain(code: str) -> Reason:
+    """Return what a code says and what to do; a code that is nobody's is read as its words."""
+    if reason := REASONS.get(code):
+        return reason
+    for pattern, reason in PATTERNS:
+        if match := re.fullmatch(pattern, code):
+            words = {name: words_of(part) for name, part in match.groupdict().items()}
+            return Reason(reason.says.format(**words), reason.do.format(**words))
+    return Reason(f"{title_of(code)}.", "")
+
+
+def title_of(code: str) -> str:
+    """Return a code as a heading: "Case not active"."""
+    words = words_of(code)
+    return words[:1].upper() + words[1:] if words else "Unknown"
+
+
+def words_of(code: str) -> str:
+    """Return a code as words."""
+    return code.replace("_", " ").strip()
