@@ -1,5 +1,6 @@
 """Canonical values against what a target's field takes: harmless differences are bridged, the rest is refused."""
 
+import re
 from datetime import UTC, datetime
 
 from shared.clients.system import FieldKind, FieldType, Value
@@ -17,6 +18,7 @@ KINDS = {
     FieldKind.TEXT: "a text",
     FieldKind.APPEND: "a text",
 }
+NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{1,18})?", re.ASCII)
 WRONG_KIND = "wrong_kind"
 WORDS = {"true": True, "false": False}
 
@@ -32,7 +34,7 @@ def fit_type(value: Value, field_type: FieldType) -> Value:
     return fitted
 
 
-def _fit(value: Value, field_type: FieldType) -> Value:  # noqa: PLR0911  # one line per kind
+def _fit(value: Value, field_type: FieldType) -> Value:  # one line per kind
     match field_type.kind:
         case FieldKind.NUMBER:
             return _number(value)
@@ -53,13 +55,10 @@ def _fit(value: Value, field_type: FieldType) -> Value:  # noqa: PLR0911  # one 
 def _number(value: Value) -> Value:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    if not isinstance(value, str):
+    match = NUMBER.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
         return None
-    try:
-        number = float(value)
-        return int(value) if number.is_integer() and value.strip().lstrip("+-").isdigit() else number
-    except (ValueError, OverflowError):
-        return None
+    return float(match[0]) if match[1] else int(match[0])
 
 
 def _time(value: Value) -> Value:
