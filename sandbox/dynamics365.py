@@ -21,7 +21,7 @@ from sandbox.dynamics365_limits import Protection
 from sandbox.dynamics365_login import DEFAULT_CLIENT, DEFAULT_SECRET, DEFAULT_TENANT, EntraLogin, TokenStore
 from sandbox.dynamics365_query import Ref, Row
 from sandbox.dynamics365_render import write_moment
-from sandbox.dynamics365_store import Actor, ApiError, Rows
+from sandbox.dynamics365_store import BUSINESS_UNIT, CURRENCY, Actor, ApiError, Rows
 from sandbox.dynamics365_tables import Table
 from sandbox.simulator import SANDBOX_PREFIX, Clock, Simulator
 
@@ -46,6 +46,10 @@ class Dynamics365(Simulator):
         self.api = WebApi(self.store, self.settings)
         self.protection = Protection(self.settings, clock)
         self.application_users: dict[str, ApplicationUser] = {}  # by client id
+        super().__init__(clock)
+        self.store.create(self._table("businessunit"), {"businessunitid": BUSINESS_UNIT.id, "name": "contoso"})
+        currency = {"transactioncurrencyid": CURRENCY.id, "currencyname": "US Dollar", "isocurrencycode": "USD"}
+        self.store.create(self._table("transactioncurrency"), currency)
         self.store.create(
             self._table("organization"), {"name": "contoso", "languagecode": 1033, "expirechangetrackingindays": 7}
         )
@@ -57,7 +61,6 @@ class Dynamics365(Simulator):
             internalemailaddress="demo.person@contoso.example",
         )
         self.add_application_user(DEFAULT_CLIENT, DEFAULT_SECRET, user_id=APPLICATION_USER_ID)
-        super().__init__(clock)
 
     # -- for tests and a person's page --------------------------------------------------------------------------------
 

@@ -59,6 +59,10 @@ class WebApi:
             answer = self._route(call)
         except QueryError as exc:
             answer = write_error(400, BAD_QUERY, str(exc), call.headers)
+        except (RecursionError, OverflowError):
+            answer = write_error(
+                400, BAD_QUERY, "The query is nested too deeply or holds a date out of range.", call.headers
+            )
         except TokenError as exc:
             answer = write_error(400, "0x80040216", str(exc), call.headers)
         except ApiError as exc:

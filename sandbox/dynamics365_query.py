@@ -518,9 +518,11 @@ class _FilterParser:
                 f"No function signature for the function with name '{name}' matches the specified arguments."
             )
         before, after = name != "startswith", name != "endswith"
-        pattern = re.compile(
-            f"{'.*' if before else ''}{_like(literal.value)}{'.*' if after else ''}", re.IGNORECASE | re.DOTALL
-        )
+        like = f"{'.*' if before else ''}{_like(literal.value)}{'.*' if after else ''}"
+        try:
+            pattern = re.compile(like, re.IGNORECASE | re.DOTALL)
+        except re.error:  # a range such as [z-a] matches nothing in SQL
+            return lambda row: False  # noqa: ARG005 - a predicate takes a row
         return lambda row: (value := get(row)) is not None and pattern.fullmatch(value) is not None
 
     def _function(self, full_name: str) -> Predicate:
@@ -549,7 +551,7 @@ class _FilterParser:
         return build(_Call(full_name, column, build_getter(column), arguments[wants] if wants else None, self.asker))
 
 
-_CLASS_MARKS = re.compile(r"[\\^\[&~|]")
+_CLASS_MARKS = re.compile(r"[\\^\[&~|]|-(?=-)")
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -276,6 +276,14 @@ def _incidentresolution() -> list[Column]:
     ]
 
 
+def _businessunit() -> list[Column]:
+    return [_text("name", 160), *_stamps(owned=False)]
+
+
+def _transactioncurrency() -> list[Column]:
+    return [_text("currencyname", 100), _text("isocurrencycode", 5), *_stamps(owned=False)]
+
+
 def _organization() -> list[Column]:
     return [
         _text("name", 160, create=False, update=False),
@@ -311,6 +319,8 @@ def build_tables() -> dict[str, Table]:
         _table("team", "Team", "teams", "teamid", "name", _team()),
         _table("annotation", "Annotation", "annotations", "annotationid", "subject", _annotation()),
         _table("incidentresolution", "IncidentResolution", "incidentresolutions", "activityid", "subject", _incidentresolution()),
+        _table("businessunit", "BusinessUnit", "businessunits", "businessunitid", "name", _businessunit()),
+        _table("transactioncurrency", "TransactionCurrency", "transactioncurrencies", "transactioncurrencyid", "currencyname", _transactioncurrency()),
         _table("organization", "Organization", "organizations", "organizationid", "name", _organization()),
     ]  # fmt: skip
     by_name = {table.name: table for table in tables}

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 
 from tests.sandbox.dynamics365_caller import ACME, ADA, BOB, TEAM, USER, add_case, served
 
@@ -66,6 +67,7 @@ CRM = "Microsoft.Dynamics.CRM."
         pytest.param("endswith(title,'week')", {"last week"}, id="endswith"),
         pytest.param("contains(title,'l%t m_nth')", {"last month"}, id="SQL wildcards"),
         pytest.param("contains(title,'100[%] sure[_]')", {"O'Brien's 100% sure_thing, & [x]"}, id="wildcards as signs"),
+        pytest.param("contains(title,'[z-a]') or contains(title,'[a--b]zzz')", set(), id="impossible ranges"),
         pytest.param("not contains(title,'a')", {"now", None, "O'Brien's 100% sure_thing, & [x]"}, id="not contains"),
         pytest.param(f"{CRM}Today(PropertyName='modifiedon')", {"now", "early today"}, id="Today"),
         pytest.param(f"{CRM}Yesterday(PropertyName='modifiedon')", {"yesterday"}, id="Yesterday"),
@@ -146,6 +148,7 @@ def test_relative_functions_use_the_users_zone():
             id="list in single quotes",
         ),
         pytest.param(f"{CRM}Today(PropertyName=@p9)", "has no value", id="unknown alias"),
+        pytest.param("(" * 3000 + "title eq 'x'" + ")" * 3000, "too deeply", id="depth"),
         pytest.param("Incident_Annotation/any(n:n/subject eq 'x')", "", id="lambda"),
     ],
 )
@@ -162,3 +165,17 @@ def test_plus_in_a_url_is_a_blank(world):
     status, _, _ = world.refusal("GET", "incidents?$filter=modifiedon ge 2026-03-12T01:00:00+01:00")
 
     assert status == 400
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(title=strategies.text(strategies.characters(exclude_categories=["Cs"]), min_size=1, max_size=60))
+def test_any_text_is_found_by_its_quoted_form(world, title):
+    """Doubling quotes and encoding the URL is enough for every text."""
+    case = add_case(world.sim, title, description="property")
+    literal = title.replace("'", "''")
+
+    query = quote(f"description eq 'property' and title eq '{literal}'", safe="")
+    rows = world.get(f"incidents?$select=title&$filter={query}")["value"]
+    world.sim.delete("incident", case)
+
+    assert [row["incidentid"] for row in rows] == [case]
