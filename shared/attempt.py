@@ -35,6 +35,11 @@ class Attempt:
         return self.ends_at_s - now_s()
 
 
+def monotonic_s() -> float:
+    """Return the clock that `ends_at_s` is on."""
+    return time.monotonic()
+
+
 _CURRENT: ContextVar[Attempt] = ContextVar("attempt", default=Attempt())  # noqa: B039  # frozen
 
 

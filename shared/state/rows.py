@@ -147,26 +147,28 @@ class RunRow(StateRow):
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    closed: bool = False  # what follows from the end (cursor, mail, slot) is done
     moved_at: datetime | None = None  # last time anything of this run moved; read by the watchdog
     waiting_since: datetime | None = None
     waiting_for: str = ""  # the connection that is down
     # listing
     last_page: int | None = None  # number of the last page, once it is listed
+    results_seen: int = 0  # results at the last look, for progress
     pages_done: int = 0  # pages 0 … n-1 have all their results, and `counts` has theirs
     total: int | None = None  # records, if the vendor said so
     counts: dict[str, int] = {}  # outcomes and `skipped:<reason>`, of the pages done
     warnings: int = 0
     error: str = ""  # why the run failed: a sentence
     # guards
-    confirmed: bool = False  # a person allowed what the guards held
-    held_for: str = ""  # what waits for confirmation: "new_users", "removals"; "" nothing
+    released: bool = False  # what the guards hold may go: it is little enough, or a person confirmed it
+    held_for: str = ""  # what waits for a confirmation: "new_users", "removals"; "" nothing
     held_count: int = 0
-    cancelled_by: str = ""
+    held_at: datetime | None = None
+    asked: bool = False  # the recipients were asked for the confirmation
     # mail
     mail_to: list[str] = []  # the one place where addresses are stored
     mail_state: MailState = MailState.NONE
     mail_sends: int = 0  # counted before each send; two at the most
-    message_id: str = ""
 
     @property
     def partition_key(self) -> str:
@@ -190,8 +192,7 @@ class PageRow(StateRow):
     fanned_out: bool = False  # the next page and all items are sent: a repeat has nothing to do
     held_keys: list[str] = []  # records that wait for a guard's decision
     new_references: list[str] = []  # digests of reference values that this page would create
-    removals: int = 0
-    listed_at: datetime | None = None
+    reached_at: datetime | None = None  # change time of the page's last record: where to go on when the link expires
 
     @property
     def partition_key(self) -> str:
@@ -336,6 +337,7 @@ class IdentityRow(StateRow):
     digest: str  # keyed digest of the normalised value
     key: str = ""  # of the record that has it; "" while only claimed
     link_key: str = ""  # source record that made it; "" for a plain reference
+    refused_at: datetime | None = None  # when the vendor last said that it exists but did not show it
     claim: Claim | None = None
 
     @property
@@ -355,8 +357,8 @@ class CursorRow(StateRow):
     recipe: str
     activated_at: datetime  # first time that the app saw the recipe
     read_until: datetime | None = None  # the cursor; None: never read
+    started: bool = False  # a run that may write has been started
     fired: dict[str, str] = {}  # schedule -> ISO time of the occurrence it last started
-    recipe_hash: str = ""
     validated_hash: str = ""  # recipe hash that last passed `validate`
 
     @property

@@ -1,0 +1,174 @@
+"""Triggers only: parse, call one function, answer. Nothing here decides anything.
+
+Everything is built at the first call (`get_app`), so that indexing needs no settings and no network.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import azure.functions as func
+
+from shared.settings import load_settings
+from shared.telemetry import configure_logging
+from sync import messages, ticks
+from sync.app import App, build_app
+from web import api
+
+app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
+
+STORAGE = "AzureWebJobsStorage"  # name of the setting, not its value
+_BUILDING = threading.Lock()
+
+
+def get_app() -> App:
+    """Return the worker's app, built at the first call. Raises ConfigError that says all that is missing or wrong."""
+    with _BUILDING:
+        return _build_app()
+
+
+@functools.cache
+def _build_app() -> App:
+    configure_logging()
+    return build_app(load_settings(os.environ))
+
+
+def _answer(req: func.HttpRequest, handler: str) -> func.HttpResponse:
+    request = api.Request(
+        method=req.method,
+        route=dict(req.route_params),
+        query=dict(req.params),
+        headers={name.lower(): value for name, value in req.headers.items()},
+        body=req.get_body(),
+    )
+    handle: Callable[[Any, api.Request], api.Response] = getattr(api, handler)
+    response = api.answer(get_app, handle, request)
+    return func.HttpResponse(
+        response.body, status_code=response.status, mimetype=None, headers={"Content-Type": response.content_type}
+    )
+
+
+# -- HTTP -----------------------------------------------------------------------------------------------------------
+
+
+@app.route(route="sync/{recipe}", methods=["GET", "POST"])
+def start_sync(req: func.HttpRequest) -> func.HttpResponse:
+    """Start a recipe, or join its running run; the summary goes to `Email`."""
+    return _answer(req, "start_sync")
+
+
+@app.route(route="runs", methods=["GET"])
+def list_runs(req: func.HttpRequest) -> func.HttpResponse:
+    """List the newest runs."""
+    return _answer(req, "list_runs")
+
+
+@app.route(route="runs/{run_id}", methods=["GET"])
+def get_run(req: func.HttpRequest) -> func.HttpResponse:
+    """Show one run."""
+    return _answer(req, "get_run")
+
+
+@app.route(route="runs/{run_id}/results", methods=["GET"])
+def list_results(req: func.HttpRequest) -> func.HttpResponse:
+    """List a run's results."""
+    return _answer(req, "list_results")
+
+
+@app.route(route="runs/{run_id}/{action}", methods=["POST"])
+def change_run(req: func.HttpRequest) -> func.HttpResponse:
+    """Confirm or cancel a run."""
+    return _answer(req, "change_run")
+
+
+@app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
+def health(req: func.HttpRequest) -> func.HttpResponse:
+    """Say whether the app and its storage answer."""
+    return _answer(req, "health")
+
+
+# -- timers ---------------------------------------------------------------------------------------------------------
+
+
+@app.timer_trigger(arg_name="timer", schedule="%DAILY_SYNC_SCHEDULE%")
+def daily_sync(timer: func.TimerRequest) -> None:  # noqa: ARG001  # the binding's name
+    """Start the recipes that run once a day."""
+    ticks.start_daily(get_app())
+
+
+@app.timer_trigger(arg_name="timer", schedule="0 * * * * *")
+def poll(timer: func.TimerRequest) -> None:  # noqa: ARG001  # the binding's name
+    """Start what recipes' own schedules ask for, and push runs that stopped moving."""
+    ticks.tick(get_app())
+
+
+# -- queues ---------------------------------------------------------------------------------------------------------
+
+
+@app.queue_trigger(arg_name="msg", queue_name="pages", connection=STORAGE)
+def list_page(msg: func.QueueMessage) -> None:
+    """List one page of a run and send its records on."""
+    messages.on_page(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="items", connection=STORAGE)
+def sync_items(msg: func.QueueMessage) -> None:
+    """Work the records of a message."""
+    messages.on_items(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="events", connection=STORAGE)
+def sync_events(msg: func.QueueMessage) -> None:
+    """Work one webhook event."""
+    messages.on_event(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="runs", connection=STORAGE)
+def finish_run(msg: func.QueueMessage) -> None:
+    """End a run when all its results are in, else look again later."""
+    messages.on_run(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="summaries", connection=STORAGE)
+def send_summary(msg: func.QueueMessage) -> None:
+    """Send a run's summary."""
+    messages.on_summary(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+
+
+# -- poison ---------------------------------------------------------------------------------------------------------
+
+
+def _bury(queue: str, msg: func.QueueMessage) -> None:
+    messages.on_poison(get_app(), queue, msg.get_body())
+
+
+@app.queue_trigger(arg_name="msg", queue_name="pages-poison", connection=STORAGE)
+def bury_page(msg: func.QueueMessage) -> None:
+    """End the run whose page could not be listed."""
+    _bury("pages", msg)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="items-poison", connection=STORAGE)
+def bury_items(msg: func.QueueMessage) -> None:
+    """Record the failure of records that killed their workers."""
+    _bury("items", msg)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="events-poison", connection=STORAGE)
+def bury_event(msg: func.QueueMessage) -> None:
+    """Record the failure of an event."""
+    _bury("events", msg)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="runs-poison", connection=STORAGE)
+def bury_run(msg: func.QueueMessage) -> None:
+    """Look at the run again later."""
+    _bury("runs", msg)
+
+
+@app.queue_trigger(arg_name="msg", queue_name="summaries-poison", connection=STORAGE)
+def bury_summary(msg: func.QueueMessage) -> None:
+    """Note that a summary could not be sent."""
+    _bury("summaries", msg)

@@ -1,0 +1,142 @@
+"""The one place that builds everything: from settings to clients, tables, queues and mail; lazily and once a process."""
+
+import functools
+import threading
+from collections.abc import Callable
+
+from azure.core.credentials import TokenCredential
+from azure.identity import ManagedIdentityCredential
+
+from shared.clients.auth import BasicAuth, ServiceNowSignIn, build_dynamics365_auth, build_servicenow_auth
+from shared.clients.dynamics365 import DIALECT as DYNAMICS365
+from shared.clients.dynamics365 import Dynamics365
+from shared.clients.http import Auth, HttpConnection
+from shared.clients.servicenow import DIALECT as SERVICENOW
+from shared.clients.servicenow import ServiceNow
+from shared.clients.system import Permits, System
+from shared.connections import Connection, Dynamics365Connection, ServiceNowConnection
+from shared.mail import Email, SmtpMailer
+from shared.settings import Settings
+from shared.state.permits import SharedPermits
+from shared.state.queues import Queues
+from shared.state.shares import Budget, Limits
+from shared.state.storage import connect_queues, connect_tables
+from shared.state.tables import Tables
+
+MICROSOFT_LOGIN = "https://login.microsoftonline.com"  # the one authority that msal discovers others through
+
+
+class Services:
+    """Everything that reaches the world, built from settings when it is first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._systems: dict[str, System] = {}
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        """Return the tables."""
+        return Tables(
+            connect_tables(
+                self._connection_string, endpoint=self.settings.storage.table_service_uri, credential=self._credential
+            )
+        )
+
+    @functools.cached_property
+    def queues(self) -> Queues:
+        """Return the queues."""
+        return Queues(
+            connect_queues(
+                self._connection_string, endpoint=self.settings.storage.queue_service_uri, credential=self._credential
+            )
+        )
+
+    @functools.cached_property
+    def send_mail(self) -> Callable[[Email], object]:
+        """Return what sends a mail."""
+        return SmtpMailer(self.settings.mail).send
+
+    @property
+    def _connection_string(self) -> str | None:
+        text = self.settings.storage.connection_string
+        return text.get_secret_value() if text else None
+
+    @functools.cached_property
+    def _credential(self) -> TokenCredential | None:
+        if self.settings.storage.connection_string:
+            return None
+        return ManagedIdentityCredential(client_id=self.settings.storage.client_id)
+
+    def system(self, name: str) -> System:
+        """Return a connection's client. Raises ConfigError when there is no such connection."""
+        with self._lock:
+            if name not in self._systems:
+                self._systems[name] = self._build(name, self.settings.connection(name))
+            return self._systems[name]
+
+    def _build(self, name: str, connection: Connection) -> System:
+        budgets = (Budget(connection.daily_budget),) if connection.daily_budget else ()
+        call_s = connection.connect_timeout_s + connection.read_timeout_s
+        permits = SharedPermits(self.tables, name, Limits(connection.concurrency, budgets=budgets), call_s=call_s)
+        match connection:
+            case Dynamics365Connection():
+                return _build_dynamics365(name, connection, permits)
+            case ServiceNowConnection():
+                return _build_servicenow(name, connection, permits)
+
+
+def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Permits) -> System:
+    auth = build_dynamics365_auth(
+        name,
+        authority=f"{connection.authority}/{connection.tenant_id}",
+        client_id=connection.client_id,
+        client_credential=connection.client_secret.get_secret_value(),
+        organization_url=connection.url,
+        instance_discovery=None if connection.authority == MICROSOFT_LOGIN else False,
+        connect_s=connection.connect_timeout_s,
+        read_s=min(30.0, connection.read_timeout_s),
+    )
+    http = HttpConnection(
+        name,
+        connection.url,
+        auth,
+        permits,
+        DYNAMICS365,
+        connect_s=connection.connect_timeout_s,
+        read_s=connection.read_timeout_s,
+    )
+    return Dynamics365(http, organization_url=connection.url, page_size=connection.page_size)
+
+
+def _build_servicenow(name: str, connection: ServiceNowConnection, permits: Permits) -> System:
+    http = HttpConnection(
+        name,
+        connection.url,
+        _servicenow_auth(name, connection),
+        permits,
+        SERVICENOW,
+        connect_s=connection.connect_timeout_s,
+        read_s=connection.read_timeout_s,
+    )
+    return ServiceNow(
+        http,
+        page_size=connection.page_size,
+        transaction_s=connection.transaction_s,
+        parallel=connection.concurrency,
+    )
+
+
+def _servicenow_auth(name: str, connection: ServiceNowConnection) -> Auth:
+    user, password = connection.user or "", connection.password.get_secret_value() if connection.password else ""
+    if connection.auth == "basic":
+        return BasicAuth(user, password)
+    secret = connection.client_secret.get_secret_value() if connection.client_secret else ""
+    sign_in = ServiceNowSignIn(connection.auth, connection.client_id or "", secret, user, password)
+    return build_servicenow_auth(
+        name,
+        connection.url,
+        sign_in,
+        connect_s=connection.connect_timeout_s,
+        read_s=min(30.0, connection.read_timeout_s),
+    )

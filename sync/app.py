@@ -1,0 +1,174 @@
+"""The recipes of this installation together with the services they run on; what every trigger starts from."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shared.clients.system import Source, System, Target
+from shared.connections import Connection
+from shared.digests import Digests
+from shared.errors import ConfigError, MappingError
+from shared.mail import Email
+from shared.services import Services
+from shared.settings import Settings
+from shared.state.queues import Queues
+from shared.state.rows import RunRow, newest_first, recipe_of
+from shared.state.tables import Tables
+from sync.flow import Flow, Limits
+from sync.recipe import Recipe
+from sync.recipe_loader import load_recipes
+from sync.recipe_rules import Capability, ConnectionFacts
+
+RUN_MEMORY_S = 3.0  # how long a worker believes what it read of a run: a cancel is seen after this
+
+
+@dataclasses.dataclass(frozen=True)
+class App:
+    """Recipes and services."""
+
+    settings: Settings
+    recipes: Mapping[str, Recipe]
+    tables: Tables
+    queues: Queues
+    digests: Digests
+    system: Callable[[str], System]  # by connection name; raises ConfigError
+    send_mail: Callable[[Email], object]
+    now: Callable[[], datetime]  # aware UTC
+    runs: "RunMemory"
+
+    def recipe(self, name: str) -> Recipe:
+        """Return a recipe. Raises MappingError `unknown_recipe` that lists what there is."""
+        if name not in self.recipes:
+            known = ", ".join(sorted(self.recipes))
+            raise MappingError(f"There is no recipe {name[:80]!r}. There are: {known}.", code="unknown_recipe")
+        return self.recipes[name]
+
+    def flow(self, name: str) -> Flow:
+        """Return what the engine needs for a recipe."""
+        recipe = self.recipe(name)
+        target = self.settings.connection(recipe.target.connection)
+        slack_s = self.settings.queue_lease_s / 40  # between claiming and sending
+        limits = Limits(
+            claim_s=self.settings.queue_lease_s,
+            create_s=target.connect_timeout_s + target.read_timeout_s + slack_s,
+            max_attempts=self.settings.max_attempts,
+            max_wait_s=self.settings.max_wait_s,
+            prepared_s=self.settings.queue_lease_s,
+        )
+        return Flow(
+            recipe=recipe,
+            source=_as_source(self.system(recipe.source.connection)),
+            target=_as_target(self.system(recipe.target.connection)),
+            tables=self.tables,
+            digests=self.digests,
+            now=self.now,
+            limits=limits,
+            two_way=any(
+                (other.source, other.target) == (recipe.target, recipe.source) for other in self.recipes.values()
+            ),
+        )
+
+    def environment(self, recipe: Recipe) -> str:
+        """Return the environment a recipe works in, as subjects and pages show it."""
+        names = {self.settings.connection(ref.connection).environment for ref in (recipe.source, recipe.target)}
+        return " and ".join(sorted(names))
+
+    def find_run(self, run_id: str) -> RunRow | None:
+        """Find a run by its id."""
+        try:
+            recipe = recipe_of(run_id)
+        except ValueError:
+            return None
+        return self.tables.get(RunRow, recipe, newest_first(run_id))
+
+    def known_run(self, run_id: str) -> RunRow | None:
+        """Find a run, from memory if it was read a moment ago: what a run is does not change, whether it ended may."""
+        return self.runs.get(run_id, self.find_run)
+
+    def change_run(self, run_id: str, **changes: object) -> RunRow | None:
+        """Change a run's row by compare-and-set; None when there is no such run."""
+        return self.update_run(run_id, lambda run: run.model_copy(update=changes))
+
+    def update_run(self, run_id: str, change: Callable[[RunRow], RunRow]) -> RunRow | None:
+        """Change a run's row by compare-and-set, from what is stored; None when there is no such run."""
+        return self.tables.update(
+            RunRow, recipe_of(run_id), newest_first(run_id), lambda row: change(row) if row else None
+        )
+
+
+class RunMemory:
+    """Runs that this worker read a moment ago, so that a record costs no read of its run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[float, RunRow | None]] = {}
+
+    def get(self, run_id: str, read: Callable[[str], RunRow | None]) -> RunRow | None:
+        """Return a run, read anew when the memory is older than RUN_MEMORY_S."""
+        now_s = time.monotonic()
+        with self._lock:
+            known = self._seen.get(run_id)
+        if known and now_s - known[0] < RUN_MEMORY_S:
+            return known[1]
+        run = read(run_id)
+        with self._lock:
+            self._seen = {key: entry for key, entry in self._seen.items() if now_s - entry[0] < RUN_MEMORY_S}
+            self._seen[run_id] = (now_s, run)
+        return run
+
+
+def _as_source(system: System) -> Source:
+    if not hasattr(system, "fetch_page"):
+        raise ConfigError("A recipe reads from a system that is no source.")
+    return system  # type: ignore[return-value]  # the loader has checked it; the attribute proves it
+
+
+def _as_target(system: System) -> Target:
+    if not hasattr(system, "write_rows"):
+        raise ConfigError("A recipe writes to a system that is no target.")
+    return system  # type: ignore[return-value]  # as above
+
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def build_app(settings: Settings, folder: Path = RECIPES) -> App:
+    """Build an app from its settings and the folder of its recipes; nothing is called yet.
+
+    Raises ConfigError with everything that is wrong in the recipes, or missing for them in the settings.
+    """
+    services = Services(settings)
+    recipes = load_recipes(
+        folder,
+        settings=settings.recipe_values,
+        connections={name: _facts(connection) for name, connection in settings.connections.items()},
+        mixed_allowed=settings.allow_mixed_environments,
+    )
+    nobody = [recipe.name for recipe in recipes.values() if recipe.start.timed and not settings.recipients(recipe.name)]
+    if nobody:
+        wanted = ", ".join(f"NOTIFY__{name.upper()}" for name in nobody)
+        raise ConfigError(f"A daily run has to tell somebody of its result: set NOTIFY, or {wanted}.")
+    return App(
+        settings=settings,
+        recipes=recipes,
+        tables=services.tables,
+        queues=services.queues,
+        digests=settings.digests(),
+        system=services.system,
+        send_mail=services.send_mail,
+        now=lambda: datetime.now(UTC),
+        runs=RunMemory(),
+    )
+
+
+def _facts(connection: Connection) -> ConnectionFacts:
+    return ConnectionFacts(CAPABILITIES[connection.system], connection.environment)
+
+
+CAPABILITIES = {
+    "dynamics365": frozenset({Capability.SOURCE, Capability.SENDER}),
+    "servicenow": frozenset({Capability.SOURCE, Capability.TARGET, Capability.SENDER}),
+}

@@ -1,0 +1,151 @@
+"""Links between source and target records: finding, claiming and settling them.
+
+A link's row stands under the record that the making recipe read (its source). The other side finds it through a
+TargetRow, which is also what makes one target record belong to one source record.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from shared.clients.system import Value
+from shared.errors import RateLimitedError, RejectedError
+from shared.state import claims
+from shared.state.rows import Claim, IdentityRow, LinkRow, TargetRow
+from shared.state.tables import RowChangedError, RowExistsError
+from sync.flow import Flow
+
+CLAIM_PAUSE_S = 2.0  # the least wait for somebody else's claim
+
+
+def find_link(flow: Flow, key: str) -> LinkRow | None:
+    """Find the link of a source record, made by this recipe or by one in the other direction."""
+    return find_links(flow, [key])[key]
+
+
+def find_links(flow: Flow, keys: list[str]) -> dict[str, LinkRow | None]:
+    """Find the links of many source records."""
+    blank = {key: LinkRow(pair=flow.pair, side=flow.source_name, key=key) for key in keys}
+    rows = flow.tables.get_many(LinkRow, [(row.partition_key, row.row_key) for row in blank.values()])
+    found: dict[str, LinkRow | None] = dict(zip(blank, rows, strict=True))
+    if flow.two_way:
+        for key in [key for key, row in found.items() if row is None or not row.other_key]:
+            found[key] = _from_other_side(flow, key) or found[key]
+    return found
+
+
+def _from_other_side(flow: Flow, key: str) -> LinkRow | None:
+    blank = TargetRow(pair=flow.pair, side=flow.source_name, key=key, link_side="", link_key="")
+    pointer = flow.tables.get(TargetRow, blank.partition_key, blank.row_key)
+    if pointer is None:
+        return None
+    link = LinkRow(pair=flow.pair, side=pointer.link_side, key=pointer.link_key)
+    return flow.tables.get(LinkRow, link.partition_key, link.row_key)
+
+
+def target_key(flow: Flow, link: LinkRow) -> str:
+    """Return the key of the recipe's target record, whichever side the link stands under."""
+    return link.other_key if link.side == flow.source_name else link.key
+
+
+def new_claim(flow: Flow, owner: str, *, creating: bool) -> Claim:
+    """Build a claim; with `creating` it says until when a create may leave."""
+    now = flow.now()
+    create_by = now + timedelta(seconds=flow.limits.create_s) if creating else None
+    return Claim(owner=owner, until=now + timedelta(seconds=flow.limits.claim_s), create_by=create_by)
+
+
+def claim_link(flow: Flow, key: str, link: LinkRow | None, owner: str, *, creating: bool) -> claims.Taken[LinkRow]:
+    """Claim a record's link before anything is written for it.
+
+    Raises RateLimitedError `claim_held` while another message holds it.
+    """
+    wanted = link or LinkRow(pair=flow.pair, side=flow.source_name, key=key)
+    claim = new_claim(flow, owner, creating=creating)
+    stored = link if link is not None and link.etag else None
+    return _taken(claims.take(flow.tables, wanted.model_copy(update={"claim": claim}), now=flow.now(), stored=stored))
+
+
+def claim_identity(flow: Flow, row: IdentityRow, owner: str) -> claims.Taken[IdentityRow]:
+    """Claim a value of a match field before a record is created with it.
+
+    Raises RateLimitedError `claim_held` while another message holds it.
+    """
+    claim = new_claim(flow, owner, creating=True)
+    return _taken(claims.take(flow.tables, row.model_copy(update={"claim": claim}), now=flow.now()))
+
+
+def _taken(answer: "claims.Taken[claims.R] | claims.Held") -> "claims.Taken[claims.R]":
+    if isinstance(answer, claims.Held):
+        raise RateLimitedError(
+            "Another message works on the same record; this one waits until it is done.",
+            code="claim_held",
+            retry_after_s=max(CLAIM_PAUSE_S, min(answer.wait_s, 30.0)),
+        )
+    return answer
+
+
+def wait_for_create(flow: Flow, create_by: datetime) -> None:
+    """Raise RateLimitedError while a create that left before `create_by` could still take effect."""
+    left_s = (create_by - flow.now()).total_seconds() + flow.target.transaction_s
+    if left_s > 0:
+        raise RateLimitedError(
+            "An earlier attempt may still be creating this record; it is looked up when that can no longer happen.",
+            code="ambiguous_wait",
+            retry_after_s=left_s + 1,
+        )
+
+
+def own_target(flow: Flow, link: LinkRow, key: str) -> None:
+    """Make a target record ours before it is adopted, and after it is created.
+
+    Raises RejectedError `target_taken` when it belongs to another source record.
+    """
+    row = TargetRow(pair=flow.pair, side=flow.target_name, key=key, link_side=link.side, link_key=link.key)
+    try:
+        flow.tables.insert(row)
+    except RowExistsError as exc:
+        stored = exc.stored
+        if not isinstance(stored, TargetRow) or (stored.link_side, stored.link_key) != (link.side, link.key):
+            raise RejectedError(
+                "The matching record already belongs to another source record.", code="target_taken"
+            ) from exc
+
+
+def owner_of_target(flow: Flow, key: str) -> TargetRow | None:
+    """Return who a target record belongs to."""
+    row = TargetRow(pair=flow.pair, side=flow.target_name, key=key, link_side="", link_key="")
+    return flow.tables.get(TargetRow, row.partition_key, row.row_key)
+
+
+def renew(flow: Flow, row: claims.R, owner: str) -> claims.R:
+    """Start a new create under a claim whose earlier create is known not to have happened."""
+    return store(flow, row.model_copy(update={"claim": new_claim(flow, owner, creating=True)}))
+
+
+def store(flow: Flow, row: claims.R) -> claims.R:
+    """Store a row that we have claimed.
+
+    Raises RateLimitedError `claim_lost` when somebody took the claim over meanwhile: the record is looked at again.
+    """
+    try:
+        return flow.tables.replace(row)
+    except RowChangedError as exc:
+        raise RateLimitedError(
+            "The claim on this record was taken over; it is looked at again.", code="claim_lost", retry_after_s=1.0
+        ) from exc
+
+
+def release(flow: Flow, row: claims.R, *, keep: bool = False) -> None:
+    """Give a claim up after an attempt that certainly wrote nothing; a row that is nothing but the claim goes away."""
+    try:
+        if keep:
+            flow.tables.replace(row.model_copy(update={"claim": None}))
+        else:
+            flow.tables.delete(row)
+    except RowChangedError:
+        return  # taken over meanwhile: it is the other's to give up
+
+
+def identity(flow: Flow, record: str, rule: Sequence[str], values: Sequence[Value], link_key: str = "") -> IdentityRow:
+    """Build the row under which a match rule's values are claimed; `record` is "connection.record"."""
+    return IdentityRow(record=record, rule="+".join(rule), digest=flow.digests.of(list(values)), link_key=link_key)

@@ -1,0 +1,141 @@
+"""Finding the record that a source record belongs to, by the rules of its block, strongest first.
+
+Every returned row is verified here against the values asked for. An empty value matches nothing. A later rule never
+takes a record that already carries something in the first rule's field, nor one that is linked.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from shared.clients.system import Key, Paths, Row, Target, Value
+from shared.errors import MappingError, RejectedError, SyncError
+from sync.decide import comparable, same_value, search_key
+from sync.mapping import Mapped
+from sync.recipe import MatchRule
+
+Owner = Callable[[str], bool]
+"""Tells whether a target record belongs to another source record already."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """The record that a rule found."""
+
+    row: Row
+    rule: MatchRule
+    first: bool  # found by the strongest rule
+
+
+def find_matches(
+    target: Target,
+    record: str,
+    paths: Paths,
+    rules: Sequence[MatchRule],
+    asks: Sequence[tuple[Mapped, Owner]],
+) -> list[Match | SyncError | None]:
+    """Find each ask's record; one answer each: the match, None for none, or the error that ends the search.
+
+    All asks are looked up together, one call per rule. Raises RemoteError when the system cannot be asked at all.
+    """
+    answers: dict[int, Match | SyncError | None] = {}
+    first = next((rule for rule in rules if not rule.link), None)
+    for rule in rules:
+        if rule.link:  # decided before the rules are asked
+            continue
+        keys = {
+            index: values
+            for index, (mapped, _) in enumerate(asks)
+            if index not in answers and (values := _values(rule, mapped))
+        }
+        hits, refused = _look_up(target, record, paths, rule, keys)
+        for index in keys:
+            answer = _judge(rule, rule is first, first, hits[index], *asks[index])
+            if answer is None and index in refused and rule is first:
+                answer = refused[index]
+            if answer is not None:
+                answers[index] = answer
+    return [answers.get(index) for index in range(len(asks))]
+
+
+def _values(rule: MatchRule, mapped: Mapped) -> list[Key]:
+    """Return the combinations of values that a rule asks for; none when one of its fields is empty."""
+    keys: list[Key] = [()]
+    for name in rule.fields:
+        field = mapped.fields.get(name)
+        options = (
+            [] if field is None or field.skipped_by_when else [v for v in field.accepted if comparable(v) is not None]
+        )
+        keys = [(*key, option) for key in keys for option in options if not isinstance(option, list | dict)]
+    return keys
+
+
+def _look_up(
+    target: Target, record: str, paths: Paths, rule: MatchRule, keys: dict[int, list[Key]]
+) -> tuple[dict[int, list[Row]], dict[int, SyncError]]:
+    """Ask one rule for everybody; when the vendor refuses the lot, ask for each alone so that one bad value stays alone."""
+    hits: dict[int, list[Row]] = defaultdict(list)
+    refused: dict[int, SyncError] = {}
+    if not keys:
+        return hits, refused
+    try:
+        rows = target.fetch_rows(
+            record, paths, rule.fields, list(dict.fromkeys(k for each in keys.values() for k in each))
+        )
+    except RejectedError as exc:
+        if len(keys) == 1:
+            return hits, {next(iter(keys)): exc}
+        for index, each in keys.items():
+            own, own_refused = _look_up(target, record, paths, rule, {index: each})
+            hits[index] = own[index]
+            refused |= own_refused
+        return hits, refused
+    by_key: dict[tuple[Value, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_key[_search_key([row.fields.get(name) for name in rule.fields])].append(row)
+    for index, each in keys.items():
+        seen = {row.key: row for key in each for row in by_key.get(_search_key(key), ())}
+        hits[index] = list(seen.values())
+    return hits, refused
+
+
+def _search_key(values: Sequence[Value]) -> tuple[Value, ...]:
+    return tuple(search_key(value) for value in values)
+
+
+def _judge(
+    rule: MatchRule, is_first: bool, first: MatchRule | None, rows: list[Row], mapped: Mapped, taken: Owner
+) -> Match | SyncError | None:
+    fitting = [row for row in rows if _fits(rule, row, mapped)]
+    if is_first:
+        ours = [row for row in fitting if not taken(row.key)]
+        if fitting and not ours:
+            name = "_".join(rule.fields)
+            return MappingError(
+                f"Another source record already has the record with this {' and '.join(rule.fields)}.",
+                code=f"{name}_shared",
+            )
+        fitting = ours
+    else:
+        carried = first.fields if first else ()
+        fitting = [row for row in fitting if not any(comparable(row.fields.get(name)) for name in carried)]
+        fitting = [row for row in fitting if not taken(row.key)]
+    if len(fitting) > 1:
+        labels = ", ".join(row.label or row.key for row in fitting[:5])
+        return MappingError(
+            f"Several records match by {' and '.join(rule.fields)}: {labels}. Mend them so that one is left.",
+            code="ambiguous_match",
+        )
+    return Match(fitting[0], rule, is_first) if fitting else None
+
+
+def _fits(rule: MatchRule, row: Row, mapped: Mapped) -> bool:
+    for path, test in rule.when.items():
+        found = any(same_value(row.fields.get(path), value) for value in test.any_of)
+        if found == test.negated:
+            return False
+    for name in rule.same_or_empty:
+        held, field = row.fields.get(name), mapped.fields.get(name)
+        if comparable(held) is not None and (field is None or not any(same_value(held, v) for v in field.accepted)):
+            return False
+    return True

@@ -1,0 +1,328 @@
+"""Listing a run's pages and working their records: the two steps between a run's start and its end.
+
+A page's manifest is written once, before anything of it is sent; then the next page is sent, then the records. A repeat
+replays the manifest. What a page can settle by itself (unchanged, skipped, unmappable) it settles; every other record
+is one message.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TypeVar
+
+from shared import attempt
+from shared.clients.system import Changed, Row
+from shared.errors import ConfigError, RejectedError, RemoteError, SyncError
+from shared.state.queues import again, fit
+from shared.state.rows import (
+    CursorRow,
+    ItemModel,
+    ItemsMessage,
+    Outcome,
+    PageMessage,
+    PageRow,
+    ResultRow,
+    RowModel,
+    RunKind,
+    RunRow,
+    RunState,
+    key_text,
+)
+from shared.state.tables import RowChangedError, RowExistsError
+from sync import items, runs
+from sync.app import App
+from sync.checks import Severity, validate
+from sync.flow import Flow
+from sync.items import Again, Work
+from sync.recipe import GoneAction
+
+LOG = logging.getLogger(__name__)
+M = TypeVar("M", PageMessage, ItemsMessage)
+
+OPEN_LINK = "open"  # page of the failed records that a run takes along
+IDS_PAGE = 100
+
+
+# -- listing ------------------------------------------------------------------------------------------------------
+
+
+def list_page(app: App, message: PageMessage, message_id: str) -> None:
+    """List one page of a run and send its records on. A listing that fails for good ends the run as failed."""
+    run = app.find_run(message.run_id)
+    if run is None or run.state.ended:
+        return
+    flow = app.flow(run.recipe)
+    owner = message.first_id or message_id
+    with attempt.attempt(run_id=run.run_id, recipe=run.recipe, correlation_id=run.run_id):
+        try:
+            if message.release:
+                _release_page(app, flow, run, message, owner)
+            else:
+                _list_page(app, flow, _begin(app, flow, run), message, owner)
+        except (RemoteError, ConfigError) as exc:
+            _later_or_fail(app, flow, run, message, message_id, exc)
+
+
+def _later_or_fail(app: App, flow: Flow, run: RunRow, message: PageMessage, message_id: str, error: SyncError) -> None:
+    work = Work(ItemModel(key=""), attempts=message.attempt, first_sent_at=message.first_sent_at, error=error)
+    later = items.settle_error(flow, work)
+    if later is None:
+        LOG.warning("listing failed", extra={"code": error.code})
+        runs.end_run(app, run, RunState.FAILED, error=error.message)
+        return
+    _note_outage(app, run.run_id, later)
+    app.queues.send(_again(app, message, message_id, later), delay_s=later.delay_s)
+
+
+def _begin(app: App, flow: Flow, run: RunRow) -> RunRow:
+    """Check the recipe before its first run and fix the run's end by the vendor's clock."""
+    if run.state is not RunState.QUEUED and not (run.moves_cursor and run.until is None):
+        return run
+    _validate_once(app, flow)
+    needs_clock = run.until is None and run.kind is not RunKind.IDS
+    until = flow.source.read_clock() if needs_clock else run.until
+
+    def begin(stored: RunRow) -> RunRow:
+        if stored.state is not RunState.QUEUED:
+            return stored
+        changes = {"state": RunState.RUNNING, "started_at": app.now(), "moved_at": app.now(), "until": until}
+        return stored.model_copy(update=changes)
+
+    return app.update_run(run.run_id, begin) or run
+
+
+def _validate_once(app: App, flow: Flow) -> None:
+    """Compare a recipe with its systems before its first run, and again when it was changed.
+
+    Raises ConfigError with every problem.
+    """
+    cursor = runs.activate(app, flow.recipe)
+    if cursor.validated_hash == flow.recipe.hash:
+        return
+    problems = [
+        problem
+        for problem in validate(flow.recipe, lambda connection, record: app.system(connection).describe(record))
+        if problem.severity is Severity.ERROR
+    ]
+    if problems:
+        raise ConfigError("\n".join(str(problem) for problem in problems), code="recipe_invalid")
+
+    def valid(row: CursorRow | None) -> CursorRow | None:
+        return row.model_copy(update={"validated_hash": flow.recipe.hash}) if row else None
+
+    app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, valid)
+
+
+def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str) -> None:
+    blank = PageRow(run_id=run.run_id, page=message.page)
+    page = app.tables.get(PageRow, blank.partition_key, blank.row_key)
+    rows: Sequence[Row] | None = None
+    if page is None:
+        page, rows = _fetch_page(app, flow, run, message)
+        try:
+            page = app.tables.insert(page)
+        except RowExistsError as exc:
+            if not isinstance(exc.stored, PageRow):
+                raise
+            page, rows = exc.stored, None  # another copy of this message was faster: its manifest counts
+    if page.fanned_out:
+        return
+    if page.last:
+        app.change_run(run.run_id, last_page=page.page)
+    else:
+        app.queues.send(
+            PageMessage(run_id=run.run_id, page=page.page + 1, link=page.next_link, first_sent_at=app.now())
+        )
+    known = {row.key: row for row in rows or ()}
+    models = [ItemModel(key=key, row=RowModel.of(known[key]) if key in known else None) for key in page.keys]
+    held, digests = _fan_out(
+        app, flow, run, page.page, models, owner, may_create=run.released, only=page.last and page.page == 0
+    )
+    _mark_fanned_out(app, page, held, digests)
+
+
+def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tuple[PageRow, Sequence[Row] | None]:
+    """Find out what stands on a page. Rows are None where only their keys are known."""
+    number = message.page
+    if run.kind is RunKind.IDS:
+        start = number * IDS_PAGE
+        keys = run.ids[start : start + IDS_PAGE]
+        last = start + IDS_PAGE >= len(run.ids)
+        return PageRow(run_id=run.run_id, page=number, keys=keys, next_link="" if last else "ids", last=last), None
+    if message.link == OPEN_LINK:
+        return PageRow(run_id=run.run_id, page=number, keys=runs.open_keys(app, run), last=True), None
+    when = flow.recipe.block.when if flow.recipe.gone.action is GoneAction.IGNORE else {}
+    changed = Changed(run.since, run.until, when)
+    record, paths = flow.recipe.source.record, flow.recipe.read_paths()
+    try:
+        listed = flow.source.fetch_page(record, paths, changed, message.link or None)
+    except RejectedError as exc:
+        before = app.tables.get(PageRow, run.run_id, f"{number - 1:06d}") if number else None
+        if exc.code != "page_expired" or before is None or before.reached_at is None:
+            raise
+        LOG.info("page link expired; listing goes on from the last record's change time")
+        changed = Changed(before.reached_at, run.until, when)
+        listed = flow.source.fetch_page(record, paths, changed, None)
+    takes_along = listed.next is None and bool(runs.open_keys(app, run))
+    page = PageRow(
+        run_id=run.run_id,
+        page=number,
+        keys=list(dict.fromkeys(row.key for row in listed.rows)),
+        next_link=listed.next or (OPEN_LINK if takes_along else ""),
+        last=listed.next is None and not takes_along,
+        reached_at=listed.rows[-1].changed_at if listed.rows else None,
+    )
+    return page, listed.rows
+
+
+def _fan_out(
+    app: App,
+    flow: Flow,
+    run: RunRow,
+    page: int,
+    models: Sequence[ItemModel],
+    owner: str,
+    *,
+    may_create: bool,
+    only: bool,
+) -> tuple[list[str], list[str]]:
+    """Prepare a page's records together, store what that settled, send the others.
+
+    Returns the keys that a guard holds and the digests of the users they would create. With `only` the page is all
+    there is, so that the guard can be asked at once.
+    """
+    works = items.works_of(models, page=page, owner=owner)
+    items.prepare(flow, run, works, create_references=may_create)
+    digests = sorted({digest for work in works for digest in work.missing})
+    if digests and only and len(digests) <= app.settings.max_new_users:
+        items.create_missing(flow, run, works)
+        digests = []
+    held = [work for work in works if work.missing]
+    for work in held:
+        work.end(Outcome.HELD, "new_users", "Waits because the run would create many users.")
+    results, sending = [], []
+    for work in works:
+        failed_for_good = work.error is not None and items.settle_error(flow, work) is None
+        if work.outcome is not None or failed_for_good:
+            results.append(items.result_of(flow, run, work))
+        else:
+            sending.append(work)
+    _store(flow, results)
+    app.queues.send_many([_message_for(app, flow, run, page, work) for work in sending])
+    return [work.key for work in held], digests
+
+
+def _message_for(app: App, flow: Flow, run: RunRow, page: int, work: Work) -> ItemsMessage:
+    """Build a record's message; a record that the page could not prepare goes without what it found out."""
+    item = items.to_item(flow, work) if work.error is None else ItemModel(key=work.key)
+    return fit(ItemsMessage(run_id=run.run_id, page=page, items=[item], first_sent_at=app.now()))
+
+
+def _mark_fanned_out(app: App, page: PageRow, held: list[str], digests: list[str]) -> None:
+    changes = {"fanned_out": True, "held_keys": held, "new_references": digests}
+    try:
+        app.tables.replace(page.model_copy(update=changes))
+    except RowChangedError:
+        return  # another copy of this message has marked it
+
+
+def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str) -> None:
+    """Send on what a guard held on a page."""
+    page = app.tables.get(PageRow, run.run_id, f"{message.page:06d}")
+    if page is None or not page.held_keys:
+        return
+    models = [ItemModel(key=key) for key in page.held_keys]
+    _fan_out(app, flow, run, page.page, models, owner, may_create=True, only=False)
+
+
+# -- working ------------------------------------------------------------------------------------------------------
+
+
+def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: int) -> None:
+    """Work the records of a message: each ends with its result, or is sent again alone."""
+    run = app.known_run(message.run_id)
+    if run is None or run.state.ended:
+        return
+    flow = app.flow(run.recipe)
+    works = items.works_of(message.items, page=message.page, owner=message.first_id or message_id)
+    for work in works:
+        work.attempts, work.first_sent_at = message.attempt, message.first_sent_at
+    if dequeue_count > 1 or message.attempt > 1 or message.first_id:
+        works = _without_result(app, run, message.page, works)
+    with attempt.attempt(run_id=run.run_id, recipe=run.recipe, correlation_id=run.run_id):
+        fresh = message.attempt == 1 and dequeue_count <= 1 and not message.first_id
+        known = [work for work in works if fresh and items.restore(flow, work)]
+        unknown = [work for work in works if work not in known]
+        items.prepare(flow, run, unknown, create_references=True)
+        items.finish(flow, run, works)
+        results: list[ResultRow] = []
+        for work in works:
+            later = items.settle_error(flow, work)
+            if later is not None:
+                _note_outage(app, run.run_id, later)
+                alone = ItemsMessage(
+                    **message.model_dump(exclude={"items"}),
+                    items=[ItemModel(key=work.key)] if later.counted else [work.item],
+                )
+                app.queues.send(fit(_again(app, alone, message_id, later)), delay_s=later.delay_s)
+            elif work.outcome is not None:
+                results.append(items.result_of(flow, run, work))
+        _store(flow, results)
+
+
+def _without_result(app: App, run: RunRow, page: int, works: list[Work]) -> list[Work]:
+    """Drop the records that have their final result: a repeated message has nothing to do for them."""
+    keys = [(f"{run.run_id}!{page:06d}", key_text(work.key)) for work in works]
+    stored = app.tables.get_many(ResultRow, keys)
+    return [
+        work for work, result in zip(works, stored, strict=True) if result is None or result.outcome is Outcome.HELD
+    ]
+
+
+def _again(app: App, message: M, message_id: str, later: Again) -> M:
+    return again(
+        message,
+        own_id=message_id,
+        failed=later.counted,
+        reason=later.code,
+        problem=later.message,
+        now=app.now(),
+    )
+
+
+def _store(flow: Flow, results: Sequence[ResultRow]) -> None:
+    """Insert results, together where there are several; one that is there stays, unless it was only held."""
+    if len(results) > 1:
+        try:
+            flow.tables.transact([("insert", result) for result in results])
+        except RowExistsError:
+            LOG.info("some results of the page are there already")
+        else:
+            return
+    for result in results:
+        _store_one(flow, result)
+
+
+def _store_one(flow: Flow, result: ResultRow) -> None:
+    try:
+        flow.tables.insert(result)
+    except RowExistsError as exc:
+        stored = exc.stored
+        if isinstance(stored, ResultRow) and stored.outcome is Outcome.HELD and result.outcome is not Outcome.HELD:
+            try:
+                flow.tables.replace(result.model_copy(update={"etag": stored.etag}))
+            except RowChangedError:
+                return  # another copy of the message has replaced it
+
+
+def _note_outage(app: App, run_id: str, later: Again) -> None:
+    """Show on the run that a system does not answer, and since when."""
+    if not later.outage_of:
+        return
+
+    def wait(run: RunRow) -> RunRow:
+        if run.state is not RunState.RUNNING:
+            return run
+        changes = {"state": RunState.WAITING, "waiting_since": app.now(), "waiting_for": later.outage_of}
+        return run.model_copy(update=changes)
+
+    app.update_run(run_id, wait)

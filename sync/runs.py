@@ -1,0 +1,460 @@
+"""Life of a run, in the order in which it happens: start, join, list (pages.py), end.
+
+A run's state lives in its row, changed by compare-and-set only. A recipe has one slot for a windowed run and one for a
+backfill; whoever holds the slot's row is running.
+"""
+
+import dataclasses
+import logging
+import secrets
+from collections import Counter
+from datetime import datetime, timedelta
+from typing import Literal
+
+from shared.errors import MappingError, StateError
+from shared.state.rows import (
+    AuditRow,
+    CursorRow,
+    MailState,
+    OpenRow,
+    Outcome,
+    PageMessage,
+    PageRow,
+    ResultRow,
+    RunKind,
+    RunMessage,
+    RunRow,
+    RunState,
+    SlotRow,
+    SummaryMessage,
+    new_run_id,
+)
+from shared.state.tables import RowChangedError, RowExistsError
+from sync.app import App
+from sync.recipe import Recipe
+from sync.windows import Window, WindowKind, bounds
+
+LOG = logging.getLogger(__name__)
+
+OVERLAP = timedelta(minutes=10)  # changes that became visible late are read again
+STALLED_AFTER = timedelta(minutes=3)  # a run of which nothing moved is pushed
+OPEN_FOR = timedelta(days=7)  # failed records are taken along this long, then only shown
+CONFIRM_WITHIN = timedelta(days=7)
+FIRST_CHECK_S = 1.0
+LONGEST_CHECK_S = 10.0
+START_TRIES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A run that was started, or joined."""
+
+    run: RunRow
+    joined: bool
+
+
+# -- starting -----------------------------------------------------------------------------------------------------
+
+
+def start_run(
+    app: App,
+    recipe: Recipe,
+    window: Window,
+    *,
+    started_by: str,
+    mail_to: tuple[str, ...] = (),
+    preview: bool = False,
+) -> Started:
+    """Start a run of a recipe over a window, or join the one that is running over the same window.
+
+    Raises MappingError `run_in_progress` when another window is running.
+    """
+    kind = _kind(window)
+    for _ in range(START_TRIES):
+        run = app.tables.insert(_new_run(app, recipe, window, kind, started_by, mail_to, preview))
+        other = _take_slot(app, run) if kind in (RunKind.WINDOW, RunKind.BACKFILL) else None
+        if other is None:
+            app.queues.send(PageMessage(run_id=run.run_id, first_sent_at=app.now()))
+            app.queues.send(RunMessage(run_id=run.run_id), delay_s=FIRST_CHECK_S)
+            audit(app, "start", started_by, run)
+            LOG.info("run started", extra={"run_id": run.run_id, "recipe": recipe.name})
+            return Started(run, joined=False)
+        app.tables.delete(run)
+        if (other.window, other.preview) != (run.window, run.preview):
+            raise MappingError(
+                f"Run {other.run_id} ({other.window or 'events'}{', preview' if other.preview else ''}) is in progress; "
+                f"start again when it has ended.",
+                code="run_in_progress",
+            )
+        joined = _join(app, other.run_id, mail_to)
+        if joined is not None:
+            return Started(joined, joined=True)
+    raise StateError(f"{recipe.name} could not be started: its slot kept changing. Try again.")
+
+
+def _kind(window: Window) -> RunKind:
+    match window.kind:
+        case WindowKind.IDS:
+            return RunKind.IDS
+        case WindowKind.ALL | WindowKind.SPAN:
+            return RunKind.BACKFILL
+        case _:
+            return RunKind.WINDOW
+
+
+def _new_run(
+    app: App, recipe: Recipe, window: Window, kind: RunKind, started_by: str, mail_to: tuple[str, ...], preview: bool
+) -> RunRow:
+    now = app.now()
+    cursor = activate(app, recipe)
+    since, until = bounds(window, now, app.settings.zone)
+    moves_cursor = window.kind is WindowKind.SINCE_LAST_RUN and not preview
+    if window.kind is WindowKind.SINCE_LAST_RUN:
+        since, until = _since_last_run(app, recipe, cursor), None  # the end comes from the vendor's clock
+    first = not cursor.started
+    if first and not preview and kind is not RunKind.IDS:
+        app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, _mark_started)
+    return RunRow(
+        run_id=new_run_id(recipe.name, now, secrets.token_hex(2)),
+        recipe=recipe.name,
+        kind=kind,
+        preview=preview,
+        window=str(window),
+        since=since,
+        until=until,
+        ids=list(window.ids),
+        moves_cursor=moves_cursor,
+        first_run=first and kind is not RunKind.IDS and not app.flow(recipe.name).two_way,
+        started_by=started_by,
+        environment=app.environment(recipe),
+        recipe_hash=recipe.hash,
+        created_at=now,
+        moved_at=now,
+        mail_to=list(mail_to),
+        mail_state=MailState.OWED if mail_to else MailState.NONE,
+    )
+
+
+def activate(app: App, recipe: Recipe) -> CursorRow:
+    """Return the recipe's cursor row, made now if this is the first time that the app sees the recipe."""
+    blank = CursorRow(recipe=recipe.name, activated_at=app.now())
+    stored = app.tables.get(CursorRow, blank.partition_key, blank.row_key)
+    if stored is not None:
+        return stored
+    try:
+        return app.tables.insert(blank)
+    except RowExistsError as exc:
+        if isinstance(exc.stored, CursorRow):
+            return exc.stored
+        raise
+
+
+def _mark_started(row: CursorRow | None) -> CursorRow | None:
+    return row.model_copy(update={"started": True}) if row else None
+
+
+def _since_last_run(app: App, recipe: Recipe, cursor: CursorRow) -> datetime:
+    if cursor.read_until is not None:
+        return cursor.read_until - OVERLAP
+    if recipe.start.start_from is not None:
+        since, _ = bounds(recipe.start.start_from, app.now(), app.settings.zone)
+        return since or cursor.activated_at
+    return cursor.activated_at
+
+
+def _take_slot(app: App, run: RunRow) -> SlotRow | None:
+    """Take the recipe's slot for a run; None when it is ours, else whose it is."""
+    kind: Literal["window", "backfill"] = "window" if run.kind is RunKind.WINDOW else "backfill"
+    slot = SlotRow(recipe=run.recipe, kind=kind, run_id=run.run_id, window=run.window, preview=run.preview)
+    try:
+        app.tables.insert(slot)
+    except RowExistsError as exc:
+        held = exc.stored
+        if not isinstance(held, SlotRow):
+            raise
+        holder = app.find_run(held.run_id)
+        if holder is not None and not holder.state.ended:
+            return held
+        try:
+            app.tables.replace(slot.model_copy(update={"etag": held.etag}))
+        except RowChangedError:
+            return _take_slot(app, run)
+    return None
+
+
+def _join(app: App, run_id: str, mail_to: tuple[str, ...]) -> RunRow | None:
+    """Add recipients to a running run; None when it has just ended."""
+
+    def add(run: RunRow) -> RunRow:
+        if run.state.ended or not mail_to:
+            return run
+        everybody = list(dict.fromkeys([*run.mail_to, *mail_to]))
+        return run.model_copy(update={"mail_to": everybody, "mail_state": MailState.OWED})
+
+    run = app.update_run(run_id, add)
+    return None if run is None or run.state.ended else run
+
+
+def audit(app: App, action: str, who: str, run: RunRow, detail: str = "") -> None:
+    """Write down who did what."""
+    app.tables.insert(
+        AuditRow(
+            at=app.now(),
+            action=action,
+            who=who,
+            recipe=run.recipe,
+            run_id=run.run_id,
+            detail=detail,
+            suffix=secrets.token_hex(4),
+        )
+    )
+
+
+# -- ending -------------------------------------------------------------------------------------------------------
+
+
+def check_run(app: App, message: RunMessage) -> None:
+    """Look whether a run has all its results and end it; else look again later, so that a run always ends."""
+    run = app.find_run(message.run_id)
+    if run is None:
+        return
+    if run.state.ended:
+        _close(app, run)
+        return
+    if run.state is RunState.AWAITING_CONFIRMATION:
+        if run.held_at is not None and app.now() - run.held_at > CONFIRM_WITHIN:
+            end_run(app, run, RunState.CANCELLED, error="Nobody confirmed within 7 days.")
+        else:
+            app.queues.send(RunMessage(run_id=run.run_id), delay_s=3600)
+        return
+    run = _account(app, run)
+    if run.last_page is not None and run.pages_done > run.last_page:
+        end_run(app, run, _end_state(run))
+        return
+    run = _judge_held(app, run)
+    if run.state is RunState.AWAITING_CONFIRMATION:
+        app.queues.send(RunMessage(run_id=run.run_id), delay_s=3600)
+        return
+    age_s = (app.now() - run.created_at).total_seconds()
+    app.queues.send(RunMessage(run_id=run.run_id), delay_s=min(LONGEST_CHECK_S, max(FIRST_CHECK_S, age_s / 30)))
+
+
+def _account(app: App, run: RunRow) -> RunRow:
+    """Add up the pages whose results are all in, and note whether anything moved."""
+    counts, warnings, done, partial = Counter(run.counts), run.warnings, run.pages_done, 0
+    for page in app.tables.query(PageRow, run.run_id, row_from=f"{done:06d}"):
+        if page.page != done:  # an earlier page is still to be listed
+            break
+        results = list(app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED))
+        final = {result.key: result for result in results if result.outcome is not Outcome.HELD}
+        if not page.fanned_out or not set(page.keys) <= final.keys():
+            partial += len(final)
+            break
+        _keep_open(app, run, list(final.values()))
+        for result in final.values():
+            counts[result.outcome.value] += 1
+            if result.reason and result.outcome is Outcome.SKIPPED:
+                counts[f"skipped:{result.reason}"] += 1
+            warnings += 1 if result.warnings else 0
+        done += 1
+    seen = sum(count for name, count in counts.items() if ":" not in name) + partial
+    if (done, seen) == (run.pages_done, run.results_seen):
+        return run
+    changes = {
+        "counts": dict(counts),
+        "warnings": warnings,
+        "pages_done": done,
+        "results_seen": seen,
+        "moved_at": app.now(),
+    }
+    if run.state is RunState.WAITING:
+        changes |= {"state": RunState.RUNNING, "waiting_since": None, "waiting_for": ""}
+    return app.change_run(run.run_id, **changes) or run
+
+
+COUNTED = (
+    "run_id",
+    "page",
+    "key",
+    "outcome",
+    "reason",
+    "message",
+    "warnings",
+    "source_label",
+    "source_url",
+    "ended_at",
+)
+
+
+def _keep_open(app: App, run: RunRow, results: list[ResultRow]) -> None:
+    """Note what failed, to be taken along by the next runs, and strike what is in order again."""
+    if run.preview:
+        return
+    known = {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
+    for result in results:
+        row = known.get(result.key)
+        if result.outcome is Outcome.FAILED and (row is None or row.last_run_id != run.run_id):
+            app.tables.upsert(_open_row(run, result, row))
+        elif result.outcome is not Outcome.FAILED and row is not None:
+            app.tables.delete_key(OpenRow, row.partition_key, row.row_key)
+
+
+def _open_row(run: RunRow, result: ResultRow, before: OpenRow | None) -> OpenRow:
+    return OpenRow(
+        recipe=run.recipe,
+        key=result.key,
+        reason=result.reason,
+        message=result.message,
+        label=result.source_label,
+        url=result.source_url,
+        first_failed_at=before.first_failed_at if before else result.ended_at,
+        last_failed_at=result.ended_at,
+        last_run_id=run.run_id,
+        runs=before.runs + 1 if before else 1,
+    )
+
+
+def open_keys(app: App, run: RunRow) -> list[str]:
+    """Return the failed records that a run takes along: not older than seven days."""
+    if run.kind is not RunKind.WINDOW:
+        return []
+    limit = app.now() - OPEN_FOR
+    return [row.key for row in app.tables.query(OpenRow, run.recipe) if row.first_failed_at >= limit]
+
+
+def _judge_held(app: App, run: RunRow) -> RunRow:
+    """When every page is listed, let what the guards hold go, or ask a person."""
+    if run.last_page is None or run.released:
+        return run
+    pages = list(app.tables.query(PageRow, run.run_id))
+    if len(pages) <= run.last_page or not all(page.fanned_out for page in pages):
+        return run
+    held = [page for page in pages if page.held_keys]
+    if not held:
+        return run
+    wanted = len({digest for page in held for digest in page.new_references})
+    if wanted <= app.settings.max_new_users:
+        return release(app, run)
+    changes = {
+        "state": RunState.AWAITING_CONFIRMATION,
+        "held_for": "new_users",
+        "held_count": wanted,
+        "held_at": app.now(),
+        "moved_at": app.now(),
+    }
+    run = app.change_run(run.run_id, **changes) or run
+    if run.mail_to:
+        app.queues.send(SummaryMessage(run_id=run.run_id))
+    return run
+
+
+def release(app: App, run: RunRow) -> RunRow:
+    """Let what the guards hold go: send its pages again."""
+    run = app.change_run(run.run_id, released=True, state=RunState.RUNNING, moved_at=app.now()) or run
+    pages = [page for page in app.tables.query(PageRow, run.run_id) if page.held_keys]
+    app.queues.send_many(
+        [PageMessage(run_id=run.run_id, page=page.page, release=True, first_sent_at=app.now()) for page in pages]
+    )
+    return run
+
+
+def confirm_run(app: App, run_id: str, who: str) -> RunRow:
+    """Let a run go on that waits for a confirmation.
+
+    Raises MappingError `unknown_run`, or `nothing_to_confirm` when it does not wait.
+    """
+    run = _existing(app, run_id)
+    if run.state is not RunState.AWAITING_CONFIRMATION:
+        raise MappingError(
+            f"Run {run_id} does not wait for a confirmation; it is {run.state}.", code="nothing_to_confirm"
+        )
+    run = release(app, run)
+    app.queues.send(RunMessage(run_id=run.run_id), delay_s=FIRST_CHECK_S)
+    audit(app, "confirm", who, run, f"{run.held_for}: {run.held_count}")
+    return run
+
+
+def cancel_run(app: App, run_id: str, who: str) -> RunRow:
+    """Stop a run: what is being written ends, nothing more is started. Raises MappingError `unknown_run`."""
+    run = _existing(app, run_id)
+    if run.state.ended:
+        raise MappingError(f"Run {run_id} has ended already; it is {run.state}.", code="run_ended")
+    end_run(app, run, RunState.CANCELLED, error="Cancelled by a person.")
+    audit(app, "cancel", who, run)
+    return _existing(app, run_id)
+
+
+def _existing(app: App, run_id: str) -> RunRow:
+    run = app.find_run(run_id)
+    if run is None:
+        raise MappingError(f"There is no run {run_id[:80]!r}.", code="unknown_run")
+    return run
+
+
+def _end_state(run: RunRow) -> RunState:
+    if run.counts.get(Outcome.FAILED.value):
+        return RunState.COMPLETED_WITH_FAILURES
+    return RunState.COMPLETED_WITH_WARNINGS if run.warnings else RunState.COMPLETED
+
+
+def end_run(app: App, run: RunRow, state: RunState, error: str = "") -> None:
+    """End a run, once; what follows from its end is done here too."""
+
+    def end(stored: RunRow) -> RunRow:
+        if stored.state.ended:
+            return stored
+        changes = {"state": state, "error": error, "ended_at": app.now(), "moved_at": app.now()}
+        return stored.model_copy(update=changes)
+
+    ended = app.update_run(run.run_id, end)
+    if ended is None:
+        return
+    _close(app, ended)
+
+
+def _close(app: App, run: RunRow) -> None:
+    """Do what follows from a run's end: move the cursor, owe the summary, free the slot, start what comes after.
+
+    Each step may be repeated; a run whose closing was interrupted is closed by its next check.
+    """
+    if run.closed:
+        return
+    stopped = run.state in (RunState.FAILED, RunState.CANCELLED)
+    if run.moves_cursor and run.until is not None and not stopped:
+        _move_cursor(app, run)
+    if run.mail_state is MailState.OWED:
+        app.queues.send(SummaryMessage(run_id=run.run_id))
+    _free_slot(app, run)
+    if not stopped and not run.preview and run.kind is RunKind.WINDOW:
+        for recipe in app.recipes.values():
+            if recipe.start.after == run.recipe:
+                start_run(app, recipe, Window(WindowKind.SINCE_LAST_RUN), started_by=f"after:{run.recipe}")
+    app.change_run(run.run_id, closed=True)
+    LOG.info("run ended", extra={"run_id": run.run_id, "recipe": run.recipe, "state": run.state.value})
+
+
+def _move_cursor(app: App, run: RunRow) -> None:
+    """Move the recipe's cursor to the run's end, never back."""
+    until = run.until
+    blank = CursorRow(recipe=run.recipe, activated_at=app.now())
+
+    def move(row: CursorRow | None) -> CursorRow | None:
+        row = row or blank
+        if until is None or (row.read_until is not None and row.read_until >= until):
+            return row
+        return row.model_copy(update={"read_until": until})
+
+    app.tables.update(CursorRow, blank.partition_key, blank.row_key, move)
+
+
+def _free_slot(app: App, run: RunRow) -> None:
+    if run.kind not in (RunKind.WINDOW, RunKind.BACKFILL):
+        return
+    kind: Literal["window", "backfill"] = "window" if run.kind is RunKind.WINDOW else "backfill"
+    blank = SlotRow(recipe=run.recipe, kind=kind, run_id=run.run_id, window="")
+    slot = app.tables.get(SlotRow, blank.partition_key, blank.row_key)
+    if slot is not None and slot.run_id == run.run_id:
+        try:
+            app.tables.delete(slot)
+        except RowChangedError:
+            return  # a new run has taken it already

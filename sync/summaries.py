@@ -1,0 +1,167 @@
+"""Sending a run's summary: exactly one per run that owes one.
+
+A send is counted in the run's row before it leaves; the second is the last, and may repeat the first under the same
+Message-ID. A send that certainly reached nobody is taken back, so a mail server may be down for hours.
+"""
+
+import dataclasses
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+
+from shared.errors import AmbiguousWriteError, ConfigError, SyncError, TransientError
+from shared.state.queues import again
+from shared.state.rows import MailState, OpenRow, Outcome, PageRow, ResultRow, RunRow, RunState, SummaryMessage
+from sync import runs
+from sync.app import App
+from sync.summary import FailureLine, Guard, RecordLink, SummaryFacts, WarningLine, build_summary
+
+LOG = logging.getLogger(__name__)
+
+MOST_SENDS = 2
+RETRY_S = (30, 60, 120, 300, 600, 900)
+GIVE_UP_AFTER = timedelta(hours=24)
+WARNED_RECORDS = 10  # records named per kind of warning
+
+
+def send_summary(app: App, message: SummaryMessage, message_id: str) -> None:
+    """Send a run's summary, or the question that a waiting run has; a failed mail is tried again for a day."""
+    run = app.find_run(message.run_id)
+    if run is None:
+        return
+    if run.state is RunState.AWAITING_CONFIRMATION:
+        _ask(app, run)
+        return
+    if not run.state.ended or run.mail_state in (MailState.NONE, MailState.SENT):
+        return
+    if run.mail_sends >= MOST_SENDS:
+        app.change_run(run.run_id, mail_state=MailState.SENT)
+        return
+    email = build_summary(gather(app, run))
+    counted = app.update_run(run.run_id, lambda row: row.model_copy(update={"mail_sends": row.mail_sends + 1}))
+    try:
+        app.send_mail(email)
+    except AmbiguousWriteError as exc:
+        _later(app, message, message_id, exc, sent=True)
+    except SyncError as exc:
+        if counted is not None:
+            app.update_run(run.run_id, lambda row: row.model_copy(update={"mail_sends": max(0, row.mail_sends - 1)}))
+        _later(app, message, message_id, exc, sent=False)
+    else:
+        app.change_run(run.run_id, mail_state=MailState.SENT)
+
+
+def _later(app: App, message: SummaryMessage, message_id: str, error: SyncError, *, sent: bool) -> None:
+    """Say on the run that its mail failed, and try again where that can help."""
+    LOG.warning("summary could not be sent", extra={"run_id": message.run_id, "code": error.code})
+    app.change_run(message.run_id, mail_state=MailState.SUMMARY_FAILED)
+    since = message.first_sent_at or app.now()
+    if app.now() - since > GIVE_UP_AFTER or not (sent or isinstance(error, TransientError | ConfigError)):
+        return
+    delay_s = RETRY_S[min(message.attempt, len(RETRY_S)) - 1]
+    repeat = again(message, own_id=message_id, failed=True, reason=error.code, problem=error.message, now=app.now())
+    app.queues.send(repeat, delay_s=delay_s)
+
+
+def _ask(app: App, run: RunRow) -> None:
+    """Ask a waiting run's recipients for the confirmation, once."""
+    before = app.find_run(run.run_id)
+    if before is None or before.asked or not before.mail_to:
+        return
+    app.change_run(run.run_id, asked=True)
+    email = build_summary(gather(app, run))
+    message_id = email.message_id.replace(".summary", ".confirmation")
+    app.send_mail(dataclasses.replace(email, message_id=message_id))
+
+
+# -- gathering ----------------------------------------------------------------------------------------------------
+
+
+def gather(app: App, run: RunRow) -> SummaryFacts:
+    """Collect what a run's summary says."""
+    recipe = app.recipe(run.recipe)
+    known = {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
+    fresh: list[FailureLine] = []
+    repeated: list[FailureLine] = []
+    counts: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    warned: dict[str, list[ResultRow]] = defaultdict(list)
+    texts: dict[str, str] = {}
+    made: dict[str, RecordLink] = {}
+    access = ""
+    for result in results_of(app, run):
+        counts[result.outcome.value] += 1
+        if result.outcome is Outcome.SKIPPED:
+            skipped[result.reason] += 1
+        for warning in result.warnings:
+            warned[warning["code"]].append(result)
+            texts.setdefault(warning["code"], warning["text"])
+        for entry in result.created_references:
+            made[entry["key"]] = RecordLink(f"{entry['record']} {entry['key'][:8]}", entry["url"])
+        if result.outcome is Outcome.FAILED:
+            row = known.get(result.key)
+            old = row is not None and row.first_failed_at < run.created_at
+            (repeated if old else fresh).append(_failure(result, row if old else None))
+            if result.reason == "access_denied":
+                access = access or result.message
+    return SummaryFacts(
+        to=tuple(run.mail_to),
+        title=recipe.title,
+        environment=run.environment,
+        status_url=f"{app.settings.app_url}/api/runs/{run.run_id}",
+        zone=app.settings.zone,
+        counts=dict(counts),
+        skipped=dict(skipped),
+        failures=tuple(fresh),
+        repeated=tuple(repeated),
+        created=tuple(made.values()),
+        warnings=tuple(
+            WarningLine(
+                code,
+                len(found),
+                texts[code],
+                tuple(RecordLink(r.source_label or r.key, r.source_url) for r in found[:WARNED_RECORDS]),
+            )
+            for code, found in warned.items()
+        ),
+        access_error=access,
+        run_id=run.run_id,
+        state=run.state,
+        preview=run.preview,
+        window=run.window,
+        since=run.since,
+        until=run.until,
+        started_at=run.started_at or run.created_at,
+        ended_at=run.ended_at,
+        error=run.error,
+        waiting_for=run.waiting_for,
+        waiting_since=run.waiting_since,
+        guard=_guard(app, run),
+    )
+
+
+def _failure(result: ResultRow, before: OpenRow | None) -> FailureLine:
+    return FailureLine(
+        label=result.source_label or result.key,
+        reason=result.reason,
+        sentence=result.message,
+        source_url=result.source_url,
+        target_url=result.target_url,
+        target_label=result.target_label,
+        since=before.first_failed_at if before else None,
+    )
+
+
+def _guard(app: App, run: RunRow) -> Guard | None:
+    if run.state is not RunState.AWAITING_CONFIRMATION:
+        return None
+    sentence = f"The run would create {run.held_count} users; up to {app.settings.max_new_users} it does not ask."
+    expires_at = run.held_at + runs.CONFIRM_WITHIN if run.held_at else None
+    return Guard(sentence, f"{app.settings.app_url}/api/runs/{run.run_id}", expires_at)
+
+
+def results_of(app: App, run: RunRow) -> Iterator[ResultRow]:
+    """Yield a run's results, page by page."""
+    for page in app.tables.query(PageRow, run.run_id, select=("run_id", "page")):
+        yield from app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}")

@@ -1,0 +1,215 @@
+"""The HTTP interface: what may be asked, what a bad request is told, and what the answers look like.
+
+Knows no Azure types: a request and a response are plain values, so that every host can serve them.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from shared.addresses import check_recipient
+from shared.errors import ConfigError, MappingError, StateError, SyncError
+from sync import runs, views
+from sync.app import App
+from sync.recipe import Recipe
+from sync.windows import FORMS, Window, WindowKind, build_window
+
+LOG = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+START_PARAMETERS = ("email", "window", "from", "to", "ids", "preview")
+KEY_PARAMETERS = ("code", "clientid")  # the host's own: the function key
+
+STATUS_OF = {
+    "unknown_recipe": 404,
+    "unknown_run": 404,
+    "unknown_action": 404,
+    "run_in_progress": 409,
+    "nothing_to_confirm": 409,
+    "run_ended": 409,
+    "body_too_large": 413,
+    "wrong_content_type": 415,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request as any host gets it."""
+
+    method: str
+    route: Mapping[str, str]  # parts of the path
+    query: Mapping[str, str]
+    headers: Mapping[str, str]  # lower-case names
+    body: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """What is answered."""
+
+    status: int
+    body: str
+    content_type: str = "application/json"
+
+
+def answer(load_app: Callable[[], App], handle: Callable[[App, Request], Response], request: Request) -> Response:
+    """Answer a request; every error of ours becomes a status and a sentence that says what to do."""
+    try:
+        return handle(load_app(), request)
+    except MappingError as exc:
+        return _problem(request, STATUS_OF.get(exc.code, 400), exc)
+    except ConfigError as exc:
+        LOG.error("the app is not configured", extra={"code": exc.code})  # noqa: TRY400  # settings stand in the answer
+        return _problem(request, 500, exc)
+    except StateError as exc:
+        LOG.exception("storage refused")
+        return _problem(request, 503, exc)
+
+
+def start_sync(app: App, request: Request) -> Response:
+    """Start a recipe over a window, or join its running run; the summary goes to the address given."""
+    recipe = app.recipe(request.route.get("recipe", ""))
+    given = _parameters(request)
+    address = check_recipient(given.get("email"), app.settings.allowed_mail_domains)
+    window = _window(recipe, given)
+    preview = _flag(given, "preview")
+    started = runs.start_run(app, recipe, window, started_by="http", mail_to=(address,), preview=preview)
+    sentence = (
+        f"{recipe.title}: the background job {'is running already; you are told of its result' if started.joined else 'has started'}"
+        f"{' as a preview, which writes nothing' if preview else ''}. The summary goes to the address you gave."
+    )
+    status_url = f"{app.settings.app_url}/api/runs/{started.run.run_id}"
+    if _wants_text(request):
+        text = f"{sentence}\n\nRun:    {started.run.run_id}\nStatus: {status_url}\n"
+        return Response(202, text, "text/plain; charset=utf-8")
+    body = {"run_id": started.run.run_id, "status": status_url, "joined": started.joined, "message": sentence}
+    return _json(202, body)
+
+
+def list_runs(app: App, request: Request) -> Response:
+    """List the newest runs; `recipe` and `limit` narrow it."""
+    limit = _number(request.query, "limit", 20)
+    return _json(200, {"runs": views.list_runs(app, request.query.get("recipe", ""), limit)})
+
+
+def get_run(app: App, request: Request) -> Response:
+    """Show one run."""
+    run = app.find_run(request.route.get("run_id", ""))
+    if run is None:
+        raise MappingError(f"There is no run {request.route.get('run_id', '')[:80]!r}.", code="unknown_run")
+    return _json(200, views.run_view(app, run))
+
+
+def list_results(app: App, request: Request) -> Response:
+    """List a run's results; `outcome` and `limit` narrow it."""
+    outcome, limit = request.query.get("outcome", ""), _number(request.query, "limit", views.MOST_RESULTS)
+    return _json(200, {"results": views.list_results(app, request.route.get("run_id", ""), outcome, limit)})
+
+
+def change_run(app: App, request: Request) -> Response:
+    """Confirm or cancel a run."""
+    run_id, action = request.route.get("run_id", ""), request.route.get("action", "")
+    actions = {"confirm": runs.confirm_run, "cancel": runs.cancel_run}
+    if action not in actions:
+        raise MappingError(f"A run knows no {action[:40]!r}; there are {', '.join(actions)}.", code="unknown_action")
+    return _json(200, views.run_view(app, actions[action](app, run_id, "http")))
+
+
+def health(app: App, request: Request) -> Response:  # noqa: ARG001  # the shape of every handler
+    """Say whether storage answers; nothing about the installation, because anyone may ask."""
+    app.queues.length("pages")
+    return _json(200, {"status": "ok"})
+
+
+# -- reading requests ---------------------------------------------------------------------------------------------
+
+
+def _parameters(request: Request) -> dict[str, str]:
+    """Return the parameters of a start, from query and body, by lower-case name.
+
+    Raises MappingError for an oversized or unreadable body, and for names that mean nothing.
+    """
+    given = {name.lower(): value for name, value in request.query.items()} | _body_parameters(request)
+    unknown = sorted(set(given) - set(START_PARAMETERS) - set(KEY_PARAMETERS))
+    if unknown:
+        names = ", ".join(repr(name[:40]) for name in unknown)
+        raise MappingError(
+            f"{names} means nothing here; there are {', '.join(START_PARAMETERS)}.", code="bad_parameter"
+        )
+    return given
+
+
+def _body_parameters(request: Request) -> dict[str, str]:
+    if not request.body:
+        return {}
+    if len(request.body) > MAX_BODY_BYTES:
+        raise MappingError(f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.", code="body_too_large")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            values = dict(json.loads(request.body))
+            return {str(name).lower(): _text(value) for name, value in values.items()}
+        if kind == "application/x-www-form-urlencoded":
+            return {name.lower(): value for name, value in parse_qsl(request.body.decode(), strict_parsing=True)}
+    except (ValueError, TypeError, RecursionError):
+        raise MappingError(f"The body is no {kind} that can be read.", code="bad_body") from None
+    raise MappingError(
+        "Send parameters in the query, or a body of application/json or application/x-www-form-urlencoded.",
+        code="wrong_content_type",
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(str(entry) for entry in value)
+    if isinstance(value, dict):
+        raise ValueError("an object inside the object")  # noqa: TRY004  # one kind of answer for a bad body
+    return "" if value is None else str(value)
+
+
+def _window(recipe: Recipe, given: Mapping[str, str]) -> Window:
+    asked = {name: given[name] for name in ("window", "from", "to", "ids") if given.get(name)}
+    if not asked:
+        return recipe.start.http or Window(WindowKind.SINCE_LAST_RUN)
+    try:
+        return build_window(asked)
+    except ValueError as exc:
+        text = str(exc)
+        raise MappingError(text if FORMS in text else f"{text}; allowed are {FORMS}", code="bad_window") from None
+
+
+def _flag(given: Mapping[str, str], name: str) -> bool:
+    value = given.get(name, "").lower()
+    if value not in ("", "true", "false", "1", "0", "yes", "no"):
+        raise MappingError(f"{name} is true or false.", code="bad_parameter")
+    return value in ("true", "1", "yes")
+
+
+def _number(query: Mapping[str, str], name: str, default: int) -> int:
+    text = query.get(name, "")
+    if text and not (text.isascii() and text.isdigit() and len(text) < 9):
+        raise MappingError(f"{name} is a number.", code="bad_parameter")
+    return int(text) if text else default
+
+
+# -- answering ----------------------------------------------------------------------------------------------------
+
+
+def _wants_text(request: Request) -> bool:
+    """Tell a browser, which gets plain text, from a client, which gets JSON."""
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _json(status: int, body: Mapping[str, Any]) -> Response:
+    return Response(status, json.dumps(body, ensure_ascii=False, default=str))
+
+
+def _problem(request: Request, status: int, error: SyncError) -> Response:
+    if _wants_text(request):
+        return Response(status, f"{error.message}\n", "text/plain; charset=utf-8")
+    return _json(status, {"error": error.code, "message": error.message})
