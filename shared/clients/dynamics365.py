@@ -178,7 +178,10 @@ class Dynamics365:
         return RejectedError(f"Dynamics 365 has no column {path} on {table.name}{hint}.", code="unknown_field")
 
     def _select(self, table: Table, places: Mapping[str, Place]) -> dict[str, str]:
-        own = {table.key, *({"modifiedon", "statecode", LABELS.get(table.name, table.key)} & set(table.columns))}
+        own = {
+            table.key,
+            *({"modifiedon", "statecode", "isdisabled", LABELS.get(table.name, table.key)} & set(table.columns)),
+        }
         selection = Selection(own)
         for place in places.values():
             here = selection
@@ -208,7 +211,7 @@ class Dynamics365:
             changed_at=changed_at,
             label=str(label or ""),
             url=self.url(table.name, key),
-            closed=record.get("statecode") not in (None, 0),
+            closed=record.get("statecode") not in (None, 0) or record.get("isdisabled") is True,
         )
 
     # -- schema -------------------------------------------------------------------------------------------------------

@@ -218,8 +218,8 @@ class ServiceNow:
     def _asked(self, record: str, columns: Iterable[str]) -> list[str]:
         table = self._table(record)
         names = {"sys_id", table.moment, *columns, *(name.partition(".")[0] for name in columns)}
-        names |= {"sys_mod_count", "number"} & set(table.columns)
-        return sorted(names | ({"state", "active"} & set(table.columns) if table.is_task else set()))
+        extras = {"sys_mod_count", "number", "active", *(("state",) if record == "incident" else ())}
+        return sorted(names | extras & set(table.columns))
 
     def _build_row(
         self, record: str, columns: Mapping[str, Column], raw: Mapping[str, Any], strict: bool = True
@@ -248,7 +248,7 @@ class ServiceNow:
             changed_at=read_time(moment) if moment else None,
             label=str(raw.get("number") or ""),
             url=self.url(record, key),
-            closed=table.is_task and _is_closed(record, raw),
+            closed=_is_closed(record, raw),
         )
 
     @staticmethod
@@ -414,6 +414,7 @@ def _ceil(moment: datetime | None) -> datetime | None:
 
 
 def _is_closed(record: str, raw: Mapping[str, Any]) -> bool:
+    """Tell whether a record is over: inactive ones are, users too; a resolved incident may still be reopened."""
     state, inactive = str(raw.get("state") or ""), raw.get("active") == "false"
     if record != "incident":
         return inactive

@@ -56,11 +56,6 @@ class Table:
     columns: Mapping[str, Column]
 
     @property
-    def is_task(self) -> bool:
-        """Tell whether its records have a life from open to closed."""
-        return "task" in self.lineage
-
-    @property
     def moment(self) -> str:
         """Return the column that orders the table's changes: journal entries and the like are only ever created."""
         return "sys_updated_on" if "sys_updated_on" in self.columns else "sys_created_on"

@@ -183,6 +183,15 @@ def test_resolved_case_is_closed(bench: DynamicsBench) -> None:
     assert row.closed
 
 
+def test_disabled_user_is_closed(bench: DynamicsBench) -> None:
+    """Users have no state, but can be disabled."""
+    bench.sim.update("systemuser", OLGA, isdisabled=True)
+
+    (row,) = bench.client.fetch_rows("systemuser", frozenset({"firstname"}), (), [(OLGA,)])
+
+    assert row.closed
+
+
 def test_version_orders_changes_within_a_second(bench: DynamicsBench) -> None:
     """Times have whole seconds; the version tells two changes of one second apart, by plain text comparison."""
     key = add_case(bench)

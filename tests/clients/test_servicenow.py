@@ -285,6 +285,16 @@ def test_closed_says_whether_an_incident_takes_changes(state: str, active: str, 
     assert found.closed is closed
 
 
+def test_inactive_user_is_closed(bench: ServiceNowBench) -> None:
+    """Who has left is found, and is told from who is there."""
+    for name, active in (("ada", "true"), ("bob", "false")):
+        bench.sim.insert("sys_user", user_name=name, last_name="Q", source="s", active=active)
+
+    rows = look_up(bench, "source", "s", record="sys_user", also="user_name")
+
+    assert {row.fields["user_name"]: row.closed for row in rows} == {"ada": False, "bob": True}
+
+
 # -- listing --------------------------------------------------------------------------------------------------------------
 
 
