@@ -106,9 +106,7 @@ class _Walker:
         if field is None:
             child = _describe(self.describe, self.connection, name) if rest else None
             if child is None:
-                return (
-                    f"{record.record} has no field `{name}`{did_you_mean(name, record.fields) if record.fields else ''}"
-                )
+                return f"{record.record} has no field `{name}`{did_you_mean(name, record.fields)}"
             return None if rest == MARKER_PATH else self._inside([child], rest)
         targets = [_describe(self.describe, self.connection, kind) for kind in field.refers_to]
         known = [target for target in targets if target]
@@ -169,7 +167,7 @@ def _check_field(location: Location, rule: FieldRule, record: RecordType, *, wri
         return  # a custom property: its name is the customer's own
     field = record.fields.get(rule.name)
     if field is None:
-        near = did_you_mean(rule.name, record.fields) if record.fields else ""
+        near = did_you_mean(rule.name, record.fields)
         yield _Finding(location, f"{record.record} has no field `{rule.name}`{near}")
         return
     if writes and not field.writable:

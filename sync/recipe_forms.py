@@ -19,6 +19,7 @@ PATH = re.compile(r"\.|[A-Za-z_][\w -]*(\.[A-Za-z0-9_][\w -]*)*", re.ASCII)
 RECORD = re.compile(r"[a-z][a-z0-9_]*\.[A-Za-z_]\w*", re.ASCII)
 REASON = re.compile(r"[a-z][a-z0-9_]{2,39}", re.ASCII)
 CHANNELS = ("email", "teams", "slack")
+MAX_LISTED = 12
 SINCE_LAST_RUN = WindowKind.SINCE_LAST_RUN
 NAME_KEY = " name"  # how a field's name reaches its model: a key that nobody writes
 LINK_KEY = " link"
@@ -31,10 +32,12 @@ MatchText = str | list[str | list[str] | dict[str, Any]]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean ...?` for the nearest known word, else what is known, for the end of a sentence."""
+    """Return `; did you mean …?` for the nearest known word, else what is known if that is short, to end a sentence."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; known are {', '.join(known)}" if 0 < len(known) <= MAX_LISTED else ""
 
 
 def check_path(path: str) -> str:

@@ -197,7 +197,7 @@ def _fill_in(data: Any, settings: Mapping[str, str] | None, fault: Any, at: Loca
         if settings is None:
             return f"<{name}>"
         if name not in settings:
-            fault(at, f"the setting `{name}` is missing{did_you_mean(name, settings) if settings else ''}")
+            fault(at, f"the setting `{name}` is missing{did_you_mean(name, settings)}")
         elif re.search(r"[{}]", settings[name]):
             fault(at, f"the setting `{name}` holds a brace, which would be read as a path")
         else:

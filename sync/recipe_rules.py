@@ -151,7 +151,7 @@ def _check_others(recipe: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[Fin
             yield ("title",), f"{other.path} has this title already"
     after = recipe.start.after
     if after is not None and after not in recipes:
-        yield ("start", "after"), f"there is no recipe `{after}`{did_you_mean(after, recipes)}"
+        yield ("start", "after"), f"there is no recipe `{after}`{did_you_mean(after, recipes.keys() - {recipe.name})}"
     seen = {recipe.name}
     while after is not None and after in recipes and after != recipe.name:
         if after in seen:
@@ -199,7 +199,6 @@ def _check_connection(
 ) -> Iterator[Finding]:
     if ref.connection not in connections:
         if capability is not Capability.SENDER:  # said once
-            near = did_you_mean(ref.connection, connections) if connections else ""
-            yield (key,), f"there is no connection `{ref.connection}`{near}"
+            yield (key,), f"there is no connection `{ref.connection}`{did_you_mean(ref.connection, connections)}"
     elif capability not in connections[ref.connection].capabilities:
         yield (key,), f"`{ref.connection}` cannot be a {capability}"
