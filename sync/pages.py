@@ -28,12 +28,13 @@ from shared.state.rows import (
     key_text,
 )
 from shared.state.tables import RowChangedError, RowExistsError
-from sync import items, runs
+from sync import items, outcomes, runs, writing
 from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
-from sync.items import Again, Work
+from sync.outcomes import Again
 from sync.recipe import GoneAction
+from sync.work import Work
 
 LOG = logging.getLogger(__name__)
 M = TypeVar("M", PageMessage, ItemsMessage)
@@ -64,7 +65,7 @@ def list_page(app: App, message: PageMessage, message_id: str) -> None:
 
 def _later_or_fail(app: App, flow: Flow, run: RunRow, message: PageMessage, message_id: str, error: SyncError) -> None:
     work = Work(ItemModel(key=""), attempts=message.attempt, first_sent_at=message.first_sent_at, error=error)
-    later = items.settle_error(flow, work)
+    later = outcomes.settle_error(flow, work)
     if later is None:
         LOG.warning("listing failed", extra={"code": error.code})
         runs.end_run(app, run, RunState.FAILED, error=error.message)
@@ -201,9 +202,9 @@ def _fan_out(
         work.end(Outcome.HELD, "new_users", "Waits because the run would create many users.")
     results, sending = [], []
     for work in works:
-        failed_for_good = work.error is not None and items.settle_error(flow, work) is None
+        failed_for_good = work.error is not None and outcomes.settle_error(flow, work) is None
         if work.outcome is not None or failed_for_good:
-            results.append(items.result_of(flow, run, work))
+            results.append(outcomes.result_of(flow, run, work))
         else:
             sending.append(work)
     _store(flow, results)
@@ -253,10 +254,10 @@ def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: 
         known = [work for work in works if fresh and items.restore(flow, work)]
         unknown = [work for work in works if work not in known]
         items.prepare(flow, run, unknown, create_references=True)
-        items.finish(flow, run, works)
+        writing.finish(flow, run, works)
         results: list[ResultRow] = []
         for work in works:
-            later = items.settle_error(flow, work)
+            later = outcomes.settle_error(flow, work)
             if later is not None:
                 _note_outage(app, run.run_id, later)
                 alone = ItemsMessage(
@@ -265,7 +266,7 @@ def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: 
                 )
                 app.queues.send(fit(_again(app, alone, message_id, later)), delay_s=later.delay_s)
             elif work.outcome is not None:
-                results.append(items.result_of(flow, run, work))
+                results.append(outcomes.result_of(flow, run, work))
         _store(flow, results)
 
 

@@ -53,16 +53,16 @@ def wait_s(claim: Claim, now: datetime) -> float:
 def weigh(stored: R, wanted: R, now: datetime) -> Taken[R] | Held:
     """Decide whether a stored row's claim may be taken; `Taken.row` is then the row to replace it by.
 
-    The row keeps what it says and gets the claim that `wanted` carries. A doubt about a create stays with the row until
-    its owner settles it, so the later one of both `create_by` is kept.
+    The row keeps what it says and gets the claim that `wanted` carries. A doubt about an earlier create stays as it is
+    until its owner has looked the record up and claims anew: a new `create_by` would put the look-up off each time.
     """
     claim, ours = stored.claim, wanted.claim
     if ours is None:
         raise ValueError(f"this {type(wanted).__name__} carries no claim")
     if claim is not None and not may_take(claim, ours.owner, now):
         return Held(claim.until, wait_s(claim, now))
-    doubts = [moment for moment in (claim.create_by if claim else None, ours.create_by) if moment is not None]
-    ours = ours.model_copy(update={"create_by": max(doubts, default=None)})
+    if claim is not None and claim.create_by is not None:
+        ours = ours.model_copy(update={"create_by": claim.create_by})
     return Taken(
         row=stored.model_copy(update={"claim": ours}),
         create_by=claim.create_by if claim else None,

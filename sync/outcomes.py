@@ -1,0 +1,113 @@
+"""From a work to its result, or to a later attempt: the one place that turns errors into results."""
+
+import dataclasses
+
+from shared.errors import AmbiguousWriteError, RateLimitedError, SyncError, TransientError
+from shared.state.rows import Outcome, ResultRow, RunRow
+from sync import links
+from sync.flow import Flow
+from sync.work import Work
+
+OUTAGE_STATUSES = frozenset({0, 429, 502, 503, 504})  # nobody answered for the vendor: waiting, not a failed attempt
+FIRST_DELAY_S = 5.0
+LONGEST_DELAY_S = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """A record that has to be worked later."""
+
+    delay_s: float
+    counted: bool  # a failed attempt, not only a wait
+    code: str
+    message: str
+    outage_of: str = ""  # the connection that does not answer
+
+
+def result_of(flow: Flow, run: RunRow, work: Work) -> ResultRow:
+    """Build the result of a settled work."""
+    if work.outcome is None:
+        raise ValueError("the work is not settled")
+    target = work.written or work.target
+    key = target.key if target else links.target_key(flow, work.link) if work.link and work.link.other_key else ""
+    made = [answer.created for answer in work.references.values() if answer.created]
+    return ResultRow(
+        run_id=run.run_id,
+        page=work.page,
+        key=work.key,
+        outcome=work.outcome,
+        reason=work.reason,
+        message=work.message,
+        warnings=[{"code": code, "text": text} for code, text in _warnings(work)],
+        fields=work.decision.reasons if work.decision else {},
+        source_label=work.row.label if work.row else "",
+        source_url=work.row.url if work.row else flow.source.url(flow.recipe.source.record, work.key),
+        target_key=key,
+        target_label=target.label if target else "",
+        target_url=flow.target.url(flow.recipe.target.record, key) if key else "",
+        created_references=list({entry["key"]: entry for entry in made}.values()),
+        attempts=work.attempts,
+        ended_at=flow.now(),
+    )
+
+
+def _warnings(work: Work) -> list[tuple[str, str]]:
+    """Return the warnings that count for what was done: those of fields that were written or would have been."""
+    if work.outcome in (Outcome.UNCHANGED, Outcome.SKIPPED) or work.mapped is None:
+        return []
+    found = [(warning.code, warning.text) for warning in work.mapped.warnings]
+    lost = [("field_not_written", f"{name}: sent, but the answer does not show it.") for name in work.lost]
+    return list(dict.fromkeys([*found, *lost]))
+
+
+def again_of(flow: Flow, work: Work) -> Again | None:
+    """Say whether an errored work is to be tried later; None where its error is final."""
+    error = work.error
+    match error:
+        case RateLimitedError():
+            return Again(max(1.0, error.retry_after_s), False, error.code, error.message)
+        case AmbiguousWriteError():
+            return Again(flow.target.transaction_s + 1, True, error.code, error.message)
+        case TransientError() if error.status in OUTAGE_STATUSES:
+            return Again(_outage_delay_s(flow, work), False, error.code, error.message, error.connection)
+        case TransientError():
+            return Again(_growing_delay_s(work.attempts), True, error.code, error.message)
+        case SyncError():
+            return None
+        case _:
+            text = f"Concord hit an error of its own ({type(error).__name__}); its log says more."
+            return Again(_growing_delay_s(work.attempts), True, "internal_error", text)
+
+
+def _growing_delay_s(attempts: int) -> float:
+    return float(min(LONGEST_DELAY_S, FIRST_DELAY_S * 3 ** (attempts - 1)))
+
+
+def _outage_delay_s(flow: Flow, work: Work) -> float:
+    """Wait half as long as the record has waited already: short outages end soon, long ones are not hammered."""
+    waited_s = (flow.now() - work.first_sent_at).total_seconds() if work.first_sent_at else 0.0
+    return min(LONGEST_DELAY_S, max(FIRST_DELAY_S, waited_s / 2))
+
+
+def fail(work: Work, code: str, message: str) -> None:
+    """Settle a work as failed with its last reason."""
+    work.error = None
+    work.end(Outcome.FAILED, code, message)
+
+
+def settle_error(flow: Flow, work: Work) -> Again | None:
+    """Turn a work's error into its failed outcome, or say when to try again."""
+    if work.error is None:
+        return None
+    again = again_of(flow, work)
+    if again is None:
+        error = work.error
+        fail(work, error.code if isinstance(error, SyncError) else "internal_error", str(error))
+        return None
+    waited = (
+        work.first_sent_at is not None and (flow.now() - work.first_sent_at).total_seconds() > flow.limits.max_wait_s
+    )
+    if waited or (again.counted and work.attempts >= flow.limits.max_attempts):
+        fail(work, again.code, again.message)
+        return None
+    return again

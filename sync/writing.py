@@ -1,0 +1,244 @@
+"""Writing a prepared batch: claim → write → link. No create leaves without a claim, and none is repeated blindly.
+
+A claim says until when its create may leave. Whoever takes such a claim over, and whoever lost an answer, looks the
+record up before trying again, but not before the vendor can have finished with the first try.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from shared import attempt
+from shared.clients.system import FieldKind, FieldType, Row, Write, Written
+from shared.errors import AmbiguousWriteError, MappingError, StateError, SyncError
+from shared.state.rows import LinkRow, Outcome, RunRow
+from sync import links
+from sync.decide import Action, Decision, agreement, comparable, same_value, search_key
+from sync.flow import Flow
+from sync.items import (
+    decide_work,
+    look_targets_up,
+    map_work,
+    needs_vendor,
+    resolve_references,
+    scope,
+    settle_without_write,
+    taken_by_other,
+)
+from sync.matching import find_matches
+from sync.work import LOST_ANSWER, Work, each
+
+
+def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    """Claim, write and link every work that is still open; writes go side by side where the client can."""
+    for work in works:
+        if work.open and work.mapped is None:
+            each([work], lambda work: map_work(flow, work))
+            each([work], lambda work: scope(flow, work))
+    each(works, lambda work: decide_work(flow, run, work))
+    ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
+    each(works, lambda work: _claim(flow, run, work))
+    claimed = [work for work in works if work.open]
+    sending = [(work, write) for work in claimed if (write := _write_of(flow, work)) is not None]
+    answers: dict[int, Written | SyncError] = {}
+    if sending:
+        with attempt.attempt(ends_at_s=ends_at_s):  # no create may outlive what its claim promises
+            written = flow.target.write_rows(flow.recipe.target.record, [write for _, write in sending])
+        answers = {id(work): answer for (work, _), answer in zip(sending, written, strict=True)}
+    each(claimed, lambda work: _settle(flow, run, work, answers.get(id(work))))
+
+
+def _claim(flow: Flow, run: RunRow, work: Work) -> None:
+    """Claim the link, decide again if it says more than we knew, and look a doubtful write up."""
+    taken = links.claim_link(flow, work.key, work.link, work.owner, creating=_unrepeatable(flow, work.decided))
+    work.link = taken.row
+    if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
+        links.wait_for_create(flow, taken.create_by)
+        _look_doubtful_up(flow, run, work)
+        work.link = links.renew(flow, work.link, work.owner)
+    try:
+        if taken.create_by is None and taken.changed:
+            _decide_anew(flow, run, work)
+        if work.open and work.decided.action is Action.CREATE:
+            _claim_first_value(flow, work)
+        elif work.open and work.target is not None and not work.link.other_key:
+            links.own_target(flow, work.link, work.target.key)
+    except SyncError:
+        _release(flow, work)
+        raise
+    if not work.open:
+        _release(flow, work)
+
+
+def _release(flow: Flow, work: Work) -> None:
+    if work.link is not None:
+        links.release(flow, work.link, keep=bool(work.link.other_key))
+    if work.identity is not None:
+        links.release(flow, work.identity)
+
+
+def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
+    """Forget what was prepared: another message has worked this record meanwhile."""
+    work.target, work.matched, work.mapped, work.references = None, False, None, {}
+    map_work(flow, work)
+    scope(flow, work)
+    if not work.open:
+        return
+    decide_work(flow, run, work)
+    if needs_vendor(work):
+        resolve_references(flow, run, [work], create=True)
+        look_targets_up(flow, [work])
+        if work.error is not None:
+            error, work.error = work.error, None
+            raise error
+        decide_work(flow, run, work)
+    settle_without_write(run, work)
+
+
+def _look_doubtful_up(flow: Flow, run: RunRow, work: Work) -> None:
+    """Find out what became of a write that an earlier attempt may have sent."""
+    if work.link is not None and work.link.other_key:
+        work.doubtful = True  # an append: its marker is looked for before it is sent again
+        _decide_anew(flow, run, work)
+        return
+    block = flow.recipe.block
+    first = [rule for rule in block.match if not rule.link][:1]
+    asks = [(work.fields, taken_by_other(flow, work))]
+    answer = find_matches(flow.target, block.record, flow.recipe.target_paths(), first, asks)[0]
+    if isinstance(answer, SyncError):
+        raise answer
+    if answer is not None:
+        work.target, work.matched_by = answer.row, LOST_ANSWER
+        decide_work(flow, run, work)
+
+
+def _unrepeatable(flow: Flow, decision: Decision) -> bool:
+    """Tell whether doing a write twice would leave something doubled."""
+    return decision.action is Action.CREATE or any(_append_type(flow, name) for name in decision.writes)
+
+
+def _append_type(flow: Flow, name: str) -> FieldType | None:
+    known = flow.target_type().fields.get(name)
+    return known if known is not None and known.kind is FieldKind.APPEND else None
+
+
+def _claim_first_value(flow: Flow, work: Work) -> None:
+    """Claim the first match rule's value, unless it is the record's own key, which the link's claim covers."""
+    names = flow.recipe.block.first_match
+    values = [work.fields.fields[name].value for name in names]
+    if not names or any(comparable(value) is None for value in values):
+        return
+    if len(values) == 1 and same_value(values[0], work.key):
+        return
+    blank = links.identity(flow, flow.target_name, names, [search_key(value) for value in values], work.key)
+    taken = links.claim_identity(flow, blank, work.owner)
+    if taken.row.key and taken.row.link_key != work.key:
+        links.release(flow, taken.row, keep=True)
+        raise MappingError(
+            f"Another source record already has the record with this {' and '.join(names)}.",
+            code=f"{'_'.join(names)}_shared",
+        )
+    work.identity = taken.row
+    if taken.create_by is not None:  # another record's create of this value is in doubt
+        links.wait_for_create(flow, taken.create_by)
+        work.identity = links.renew(flow, taken.row.model_copy(update={"link_key": work.key}), work.owner)
+
+
+def _write_of(flow: Flow, work: Work) -> Write | None:
+    """Build what goes to the vendor; None where only the link has something to remember."""
+    decision = work.decided
+    fields = dict(decision.writes)
+    for name in list(fields):
+        known = _append_type(flow, name)
+        if known is not None and isinstance(fields[name], str):
+            marker = _marker(flow, work, name)
+            if work.doubtful and _was_appended(flow, work, known, marker):
+                del fields[name]
+            else:
+                fields[name] = f"{fields[name]} [#{marker}]"
+    if decision.action is Action.CREATE:
+        names = flow.recipe.block.first_match
+        return Write(None, fields, {name: work.fields.fields[name].value for name in names})
+    if decision.action is Action.UPDATE and fields and work.target is not None:
+        return Write(work.target.key, fields)
+    return None
+
+
+def _marker(flow: Flow, work: Work, name: str) -> str:
+    """Return the text by which an appended entry is recognised: it stands for this record, field and occasion."""
+    occasion = work.link.gone if work.link else 0
+    text = "\n".join((flow.pair, work.key, name, str(occasion)))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _was_appended(flow: Flow, work: Work, known: FieldType, marker: str) -> bool:
+    """Look for an entry that an earlier attempt may have appended. Entries stand in the child type the field refers to."""
+    if work.target is None or not known.refers_to:
+        return False
+    path = known.refers_to[0]
+    rows = flow.target.fetch_rows(flow.recipe.target.record, frozenset((path,)), (), [(work.target.key,)])
+    entries = rows[0].fields.get(path) if rows else None
+    listed = entries if isinstance(entries, list) else []
+    return any(marker in str(entry.get("text", "")) for entry in listed if isinstance(entry, dict))
+
+
+def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | None) -> None:
+    """Remember what was written, and name the outcome."""
+    link, decision = work.link, work.decided
+    if link is None:
+        raise StateError("A record was written without a claim.")
+    if isinstance(answer, SyncError):
+        if not (isinstance(answer, AmbiguousWriteError) and _unrepeatable(flow, decision)):
+            _release(flow, work)
+        raise answer
+    new = not link.other_key
+    if answer is not None:
+        work.written = answer.row or Row(answer.key, {}, url=flow.target.url(flow.recipe.target.record, answer.key))
+        if new and decision.action is Action.CREATE:
+            links.own_target(flow, link, answer.key)
+        if work.identity is not None:
+            links.store(flow, work.identity.model_copy(update={"claim": None, "key": answer.key}))
+    shown = answer.row.fields if answer is not None and answer.row is not None else None
+    agreed, inputs, work.lost = agreement(
+        decision, work.fields, flow.target_name, link if not new else None, work.target, shown, flow.digests
+    )
+    outcome = _outcome(work, new, answer)
+    links.store(flow, _linked(flow, run, work, link, agreed, inputs, outcome))
+    work.end(outcome)
+
+
+def _outcome(work: Work, new: bool, answer: Written | None) -> Outcome:
+    if new and (work.matched_by == LOST_ANSWER or (answer is not None and answer.created)):
+        return Outcome.CREATED
+    if new:
+        return Outcome.ADOPTED
+    return Outcome.UPDATED if answer is not None or work.doubtful else Outcome.UNCHANGED
+
+
+def _linked(
+    flow: Flow,
+    run: RunRow,
+    work: Work,
+    link: LinkRow,
+    agreed: dict[str, str],
+    inputs: dict[str, str],
+    outcome: Outcome,
+) -> LinkRow:
+    row, target = work.source, work.written or work.target
+    sides = {flow.source_name: row, flow.target_name: target}
+    versions = {name: side.version for name, side in sides.items() if side is not None and side.version}
+    times = {name: side.changed_at.isoformat() for name, side in sides.items() if side is not None and side.changed_at}
+    changes: dict[str, Any] = {
+        "versions": link.versions | versions,
+        "changed_at": link.changed_at | times,
+        "agreed": agreed,
+        "inputs": inputs,
+        "gone": link.gone + 1 if work.scope_changed else link.gone,
+        "claim": None,
+        "run_id": run.run_id,
+        "outcome": outcome.value,
+        "wrote_version": row.version,
+    }
+    if not link.other_key and target is not None:
+        changes["other_key"] = target.key
+    return link.model_copy(update=changes)
