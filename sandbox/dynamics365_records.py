@@ -88,9 +88,9 @@ HTML_TEXT = (
 class _Seeder:
     """Makes the records; holds the random source and what was made so far."""
 
-    def __init__(self, sim: Dynamics365, now: datetime, long_descriptions: bool) -> None:
+    def __init__(self, sim: Dynamics365, now: datetime, long_descriptions: bool, random_seed: int) -> None:
         self.sim, self.now, self.long_descriptions = sim, now, long_descriptions
-        self.random = random.Random(SEED)
+        self.random = random.Random(random_seed)
         self.users: list[str] = []
         self.teams: list[str] = []
         self.accounts: list[str] = []
@@ -239,7 +239,11 @@ class _Seeder:
 
 
 def seed(
-    sim: Dynamics365, count: int = 300, now: datetime | None = None, long_descriptions: bool = False
+    sim: Dynamics365,
+    count: int = 300,
+    now: datetime | None = None,
+    long_descriptions: bool = False,
+    random_seed: int = SEED,
 ) -> list[CaseFacts]:
     """Fill a simulator and return its case facts: `count` cases modified yesterday (UTC, before `now`), 60 older, 10 of today.
 
@@ -247,7 +251,7 @@ def seed(
     """
     if long_descriptions:
         sim.set_max_length("incident", "description", LONG_DESCRIPTION)
-    seeder = _Seeder(sim, now or sim.clock.now(), long_descriptions)
+    seeder = _Seeder(sim, now or sim.clock.now(), long_descriptions, random_seed)
     seeder.add_owners()
     seeder.add_customers()
     seeder.add_cases(count)

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -263,8 +264,8 @@ class Host:
     """The host as a child process: `with Host(app_dir, env) as host: requests.get(host.url + "/api/…")`.
 
     `env` goes over this process's own environment; no settings file is read unless `settings` names one. Further facts
-    are flags of the command (`enforce_keys="k"` is `--enforce-keys k`). `echo` copies its output to ours. It dies with
-    the thread that started it, so start it from one that lives long enough.
+    are flags of the command (`enforce_keys="k"` is `--enforce-keys k`). `echo` copies its output to ours, or hands each
+    line to a function. It dies with the thread that started it, so start it from one that lives long enough.
     """
 
     def __init__(
@@ -274,7 +275,7 @@ class Host:
         workers: int = 2,
         port: int = 0,
         settings: Path | None = None,
-        echo: bool = False,
+        echo: bool | Callable[[str], None] = False,
         **flags: object,
     ) -> None:
         self._command = [
@@ -297,7 +298,7 @@ class Host:
         for name, value in flags.items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
         self._env = os.environ | dict(env or {})
-        self._echo = echo
+        self._echo = partial(print, flush=True) if echo is True else echo or None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self.lines: list[str] = []  # what it printed, without line ends
@@ -371,7 +372,7 @@ class Host:
                 line = raw.decode("utf-8", "replace").rstrip("\n")
                 self.lines.append(line)
                 if self._echo:
-                    print(line, flush=True)
+                    self._echo(line)
 
     def _close(self) -> None:
         if self._reader is not None:
