@@ -9,6 +9,7 @@ from shared.state.rows import CursorRow, PageMessage, PageRow, RunMessage, RunRo
 from sync import runs
 from sync.app import App
 from sync.recipe import Recipe
+from sync.retention import purge
 from sync.schedules import DailyAt, Every, Schedule, due
 from sync.windows import Window
 
@@ -19,11 +20,12 @@ WATCHED_RUNS = 20  # newest runs per recipe that the watchdog looks at
 
 
 def start_daily(app: App) -> None:
-    """Start the recipes that run at the app's daily time."""
+    """Start the recipes that run at the app's daily time, then forget what is old."""
     for recipe in app.recipes.values():
         daily = recipe.start.daily
         if daily is not None and daily.at is None:
             _start(app, recipe, daily.window, "daily")
+    purge(app)
 
 
 def tick(app: App) -> None:
