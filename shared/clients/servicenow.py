@@ -21,6 +21,10 @@ from shared.clients import servicenow_query as query
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
 from shared.clients.lookups import check_values, keep_asked
 from shared.clients.servicenow_schema import (
+    JOURNAL,
+    JOURNAL_ENTRY,
+    JOURNAL_PATHS,
+    JOURNAL_TABLE,
     NOUNS,
     Column,
     Table,
@@ -30,7 +34,7 @@ from shared.clients.servicenow_schema import (
     read_value,
     write_value,
 )
-from shared.clients.system import Changed, FieldKind, Key, Page, Paths, RecordType, Row, Value, Write, Written
+from shared.clients.system import Changed, Key, Page, Paths, RecordType, Row, Value, Write, Written
 from shared.errors import (
     AccessError,
     AmbiguousWriteError,
@@ -56,6 +60,9 @@ class ServiceNow:
 
     A page of `fetch_page` may be empty although more follow: rights are applied after the limit. An asked field that
     an answer leaves out raises AccessError (`field_unreadable`), as an unreadable field must not look like an empty one.
+
+    Tables with journal fields offer the child type `journal`: their entries (`id`, `element`, `text`, `author`,
+    `created_at`), oldest first, fetched for all rows of an answer together.
     """
 
     def __init__(
@@ -92,17 +99,37 @@ class ServiceNow:
         keys = check_values(by, values)
         if not by and not all(query.SYS_ID.fullmatch(str(key[0])) for key in keys):
             raise RejectedError("A ServiceNow sys_id is 32 lower-case hex digits.", code="unsearchable_value")
+        table = self._table(record)
         columns = self._columns(record, {*paths, *by})
-        if refused := [name for name in by if columns[name].kind is FieldKind.APPEND]:
+        if refused := [name for name in by if table.asks_journal(name) or columns[name].appends]:
             raise RejectedError(
                 f"ServiceNow cannot search by the journal field {refused[0]}.", code="unsearchable_field"
             )
+        return self._add_journal(table, paths, self._look_up(record, columns, by, keys))
+
+    def _look_up(
+        self, record: str, columns: Mapping[str, Column], by: Sequence[str], keys: Sequence[Key], *, whole: bool = False
+    ) -> list[Row]:
+        """Return the rows that carry the keys; with `whole`, rows that rights hide raise AccessError."""
         found: dict[str, Row] = {}
         for text in query.build_lookup(by or ("sys_id",), keys):
-            for raw in self._list(record, query.build_query(text, order_by=("sys_id",)), self._asked(record, columns)):
+            asked = query.build_query(text, order_by=("sys_id",))
+            for raw in self._list(record, asked, self._asked(record, columns), whole=whole):
                 rows = [self._build_row(record, columns, one) for one in raw]
                 found |= {row.key: row for row in keep_asked(rows, by, keys, SYSTEM, self._http.connection)}
         return list(found.values())
+
+    def _add_journal(self, table: Table, paths: Paths, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with their journal entries, if a path asks for them."""
+        if not any(table.asks_journal(path) for path in paths):
+            return list(rows)
+        entries: dict[str, list[dict[str, Value]]] = {row.key: [] for row in rows}
+        columns = self._columns(JOURNAL_TABLE, {"element_id", *JOURNAL_ENTRY.values()})
+        found = self._look_up(JOURNAL_TABLE, columns, ("element_id",), [(key,) for key in entries], whole=True)
+        for row in sorted(found, key=lambda row: (str(row.fields["sys_created_on"]), row.key)):
+            entry = {name: row.fields[column] for name, column in JOURNAL_ENTRY.items()}
+            entries[str(row.fields["element_id"])].append(entry)
+        return [dataclasses.replace(row, fields={**row.fields, JOURNAL: entries[row.key]}) for row in rows]
 
     def url(self, record: str, key: str) -> str:
         return f"{self._web_url}/nav_to.do?uri={quote(f'{record}.do?sys_id={key}', safe='')}"
@@ -135,11 +162,11 @@ class ServiceNow:
             "GET", TABLE_PATH + query.check_name(record), action=f"list {record}", safe=True, query=params
         )
         raw, ended = _read_list(answer), self._is_last(answer, place.offset)
-        rows = tuple(self._build_row(record, columns, one) for one in raw)
+        rows = [self._build_row(record, columns, one) for one in raw]
         self._check_window(rows, changed)
         total = answer.headers.get("X-Total-Count", "")
         return Page(
-            rows,
+            tuple(self._add_journal(self._table(record), paths, rows)),
             next=None if ended else place.after(raw, moment, self._page_size).write(),
             total=int(total) if total.isdigit() and page is None else None,
         )
@@ -170,12 +197,12 @@ class ServiceNow:
 
     def _write_one(self, record: str, write: Write) -> Written:
         columns = self._columns(record, write.fields)
-        if not write.fields or any("." in name for name in write.fields):
+        if not write.fields or columns.keys() != write.fields.keys() or any("." in name for name in columns):
             raise MappingError(f"There is nothing that can be written to {record}.", code="nothing_to_write")
         if write.key is not None and not query.SYS_ID.fullmatch(write.key):
             raise RejectedError("A ServiceNow sys_id is 32 lower-case hex digits.", code="target_missing")
-        appends = any(column.kind is FieldKind.APPEND for column in columns.values())
-        shown = {name: column for name, column in columns.items() if column.kind is not FieldKind.APPEND}
+        appends = any(column.appends for column in columns.values())
+        shown = {name: column for name, column in columns.items() if not column.appends}
         create = write.key is None
         try:
             answer = self._http.call(
@@ -268,8 +295,10 @@ class ServiceNow:
                     connection=self._http.connection,
                 )
 
-    def _list(self, record: str, text: str, fields: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-        offset = 0
+    def _list(
+        self, record: str, text: str, fields: Sequence[str], *, whole: bool = False
+    ) -> Iterator[list[dict[str, Any]]]:
+        offset = seen = 0
         while True:
             answer = self._http.call(
                 "GET",
@@ -278,10 +307,20 @@ class ServiceNow:
                 safe=True,
                 query=query.build_params(text, fields, self._lookup_size, offset),
             )
-            yield _read_list(answer)
+            rows = _read_list(answer)
+            seen += len(rows)
+            yield rows
             if self._is_last(answer, offset, self._lookup_size):
-                return
+                break
             offset += self._lookup_size
+        total = answer.headers.get("X-Total-Count", "")
+        if whole and total.isdigit() and seen < int(total):
+            raise AccessError(
+                f"ServiceNow hides rows of {record} from the integration user ({self._http.connection}). "
+                "Give it a role that may read them.",
+                code="rows_unreadable",
+                connection=self._http.connection,
+            )
 
     def _is_last(self, answer: Answer, offset: int, limit: int | None = None) -> bool:
         total = answer.headers.get("X-Total-Count", "")
@@ -292,7 +331,11 @@ class ServiceNow:
     # -- schema -------------------------------------------------------------------------------------------------------
 
     def _columns(self, record: str, paths: Iterable[str]) -> dict[str, Column]:
-        return {path: self._column(record, path) for path in paths}
+        table = self._table(record)
+        names = list(paths)
+        if unknown := [path for path in names if table.asks_journal(path) and path not in JOURNAL_PATHS]:
+            raise RejectedError(f"ServiceNow has no field {unknown[0]} on {record}.", code="unknown_field")
+        return {path: self._column(record, path) for path in names if not table.asks_journal(path)}
 
     def _column(self, record: str, path: str) -> Column:
         query.check_name(path)

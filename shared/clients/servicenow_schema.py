@@ -26,6 +26,16 @@ KINDS = {
 DATE_TYPES = ("glide_date", "date")
 NOT_SEARCHABLE = ("journal", "journal_input", "journal_list", "password", "password2")
 LIST_CHOICES = ("1", "2", "3")  # of sys_dictionary.choice: the column has a list of values
+JOURNAL = "journal"  # the child type that this client adds to tables with journal fields: their entries
+JOURNAL_TABLE = "sys_journal_field"
+JOURNAL_ENTRY = {  # path within an entry -> column of the table
+    "id": "sys_id",
+    "element": "element",  # the journal field: "comments" or "work_notes"
+    "text": "value",
+    "author": "sys_created_by",
+    "created_at": "sys_created_on",
+}
+JOURNAL_PATHS = frozenset({JOURNAL, *(f"{JOURNAL}.{name}" for name in JOURNAL_ENTRY)})
 NOUNS = {"sys_user": "user", "sys_user_group": "group", "change_request": "change", "alm_asset": "asset"}
 
 
@@ -46,6 +56,11 @@ class Column:
         """Return the canonical type, choices apart."""
         return KINDS.get(self.type, FieldKind.TEXT)
 
+    @property
+    def appends(self) -> bool:
+        """Return whether writing adds an entry."""
+        return self.kind is FieldKind.APPEND
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -59,6 +74,15 @@ class Table:
     def moment(self) -> str:
         """Return the column that orders the table's changes: journal entries and the like are only ever created."""
         return "sys_updated_on" if "sys_updated_on" in self.columns else "sys_created_on"
+
+    @property
+    def has_journal(self) -> bool:
+        """Return whether records of the table have journal entries."""
+        return JOURNAL not in self.columns and any(column.appends for column in self.columns.values())
+
+    def asks_journal(self, path: str) -> bool:
+        """Tell whether a path leads into the records' journal entries."""
+        return self.has_journal and path.partition(".")[0] == JOURNAL
 
 
 def build_table(name: str, lineage: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -79,14 +103,18 @@ def build_table(name: str, lineage: tuple[str, ...], rows: Iterable[Mapping[str,
 
 
 def build_fields(table: Table, choices: Iterable[Mapping[str, Any]]) -> dict[str, FieldType]:
-    """Build the canonical description from a table and its rows of `sys_choice`; the nearest table's list holds."""
+    """Build the canonical description from a table and its rows of `sys_choice`; the nearest table's list holds.
+
+    Tables with journal fields get `journal`, the list of their entries, which those fields refer to.
+    """
     lists: dict[str, dict[str, dict[Scalar, None]]] = {}
     for row in choices:
         if (column := table.columns.get(row["element"])) and row.get("value"):
             value = read_value(column, row["value"])
             if not isinstance(value, list | dict):
                 lists.setdefault(row["element"], {}).setdefault(row["name"], {})[value] = None
-    return {
+    journal = {JOURNAL: FieldType(JOURNAL, FieldKind.LIST, writable=False, searchable=False)}
+    return (journal if table.has_journal else {}) | {
         column.name: FieldType(
             name=column.name,
             kind=FieldKind.CHOICE if (values := _nearest(table, lists.get(column.name, {}))) else column.kind,
@@ -95,7 +123,7 @@ def build_fields(table: Table, choices: Iterable[Mapping[str, Any]]) -> dict[str
             # System fields are the server's own, unless an instance and a flag say otherwise.
             writable=not column.read_only and not column.name.startswith("sys_"),
             searchable=column.type not in NOT_SEARCHABLE,
-            refers_to=(column.refers_to,) if column.refers_to else (),
+            refers_to=_refers_to(table, column),
         )
         for column in table.columns.values()
     }
@@ -145,6 +173,12 @@ def write_value(column: Column, value: Value) -> str:
 def _read_number(text: str) -> int | float:
     plain = text.replace(",", "")
     return int(plain) if plain.lstrip("-").isdigit() else float(plain)
+
+
+def _refers_to(table: Table, column: Column) -> tuple[str, ...]:
+    if column.appends and table.has_journal:
+        return (JOURNAL,)
+    return (column.refers_to,) if column.refers_to else ()
 
 
 def _nearest(table: Table, lists: Mapping[str, Mapping[Scalar, None]]) -> tuple[Scalar, ...]:
