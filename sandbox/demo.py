@@ -49,6 +49,8 @@ class Report:
     second_writes: list[str]  # requests of the second run that change something in ServiceNow
     differences: list[str]  # from what the oracle expects
     seconds: float  # of the first run, until its mail had come
+    before: Snapshot
+    after: Snapshot  # of the first run
 
     @property
     def good(self) -> bool:
@@ -120,7 +122,8 @@ async def demonstrate(sandbox: Sandbox, progress: "Progress") -> Report:
         await _await_mail(sandbox, 2)
         writes = servicenow_writes(sandbox.servicenow.journal[seen:])
         changed = compare_twice(after, take_snapshot(sandbox.dynamics, sandbox.servicenow))
-    return Report(first, second, failures, mail, writes, differences + changed, seconds)
+        changed += _check_second(first, second)
+    return Report(first, second, failures, mail, writes, differences + changed, seconds, before, after)
 
 
 class Client:
@@ -207,6 +210,14 @@ def compare_twice(first: Snapshot, second: Snapshot) -> list[str]:
     changed = [name for name in first.dynamics if first.dynamics[name] != second.dynamics[name]]
     changed += [name for name in first.servicenow if first.servicenow[name] != second.servicenow[name]]
     return [f"The second sync changed {name}." for name in changed]
+
+
+def _check_second(first: Json, second: Json) -> list[str]:
+    """Say what the second run counts otherwise: what was synced is unchanged, the rest is as before."""
+    wanted = {"unchanged": first["successful"]}
+    wanted |= {name: first["counts"][name] for name in ("skipped", "failed") if name in first["counts"]}
+    got = second["counts"]
+    return [] if got == wanted else [f"The second sync counts {_listed(got)}, and should count {_listed(wanted)}."]
 
 
 def _check_mail(mail: Mail, run: Json, failures: list[Json]) -> list[str]:

@@ -150,7 +150,10 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
         last = start + IDS_PAGE >= len(run.ids)
         return PageRow(run_id=run.run_id, page=number, keys=keys, next_link="" if last else "ids", last=last), None
     if message.link == OPEN_LINK:
-        return PageRow(run_id=run.run_id, page=number, keys=runs.open_keys(app, run), last=True), None
+        pages = app.tables.query(PageRow, run.run_id, select=("keys",))
+        listed_before = {key for page in pages for key in page.keys}  # it changed in the window too: once is enough
+        keys = [key for key in runs.open_keys(app, run) if key not in listed_before]
+        return PageRow(run_id=run.run_id, page=number, keys=keys, last=True), None
     when = flow.recipe.block.when if flow.recipe.gone.action is GoneAction.IGNORE else {}
     changed = Changed(run.since, run.until, when)
     record, paths = flow.recipe.source.record, flow.recipe.read_paths()
