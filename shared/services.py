@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from azure.core.credentials import TokenCredential
 from azure.identity import ManagedIdentityCredential
@@ -29,8 +29,9 @@ MICROSOFT_LOGIN = "https://login.microsoftonline.com"  # the one authority that 
 class Services:
     """Everything that reaches the world, built from settings when it is first asked for."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, event_connections: Collection[str] = ()) -> None:
         self.settings = settings
+        self._event_connections = frozenset(event_connections)  # those keep a share of their permits for events
         self._systems: dict[str, System] = {}
         self._lock = threading.Lock()
 
@@ -78,7 +79,9 @@ class Services:
     def _build(self, name: str, connection: Connection) -> System:
         budgets = (Budget(connection.daily_budget),) if connection.daily_budget else ()
         call_s = connection.connect_timeout_s + connection.read_timeout_s
-        permits = SharedPermits(self.tables, name, Limits(connection.concurrency, budgets=budgets), call_s=call_s)
+        kept = None if name in self._event_connections else 0
+        limits = Limits(connection.concurrency, kept=kept, budgets=budgets)
+        permits = SharedPermits(self.tables, name, limits, call_s=call_s)
         match connection:
             case Dynamics365Connection():
                 return _build_dynamics365(name, connection, permits)

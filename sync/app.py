@@ -140,7 +140,6 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
 
     Raises ConfigError with everything that is wrong in the recipes, or missing for them in the settings.
     """
-    services = Services(settings)
     recipes = load_recipes(
         folder,
         settings=settings.recipe_values,
@@ -151,6 +150,9 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
     if nobody:
         wanted = ", ".join(f"NOTIFY__{name.upper()}" for name in nobody)
         raise ConfigError(f"A daily run has to tell somebody of its result: set NOTIFY, or {wanted}.")
+    listening = [recipe for recipe in recipes.values() if recipe.start.webhook is not None]
+    ends = {ref.connection for recipe in listening for ref in (recipe.source, recipe.target)}
+    services = Services(settings, ends)
     return App(
         settings=settings,
         recipes=recipes,
