@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from shared.clients.system import Scalar, Value
 from shared.errors import MappingError
-from sync.html_text import html_to_text
+from sync.html_text import MAX_CHARS, html_to_text
 from sync.placeholders import Read, text_of
 
 Argument = Scalar | dict[str, Scalar]
@@ -112,6 +112,12 @@ def cut_text(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def _html_to_text(value: Value, _argument: Argument, _read: Read) -> Converted:
+    html = text_of(value)
+    warning = "truncated" if len(html) > MAX_CHARS else ""
+    return Converted(html_to_text(html[:MAX_CHARS]) or None, warning)
+
+
 def _opens_with(value: Value, argument: Argument, read: Read) -> Converted:
     parts = argument if isinstance(argument, dict) else {}
     opening = text_of(read(str(parts["path"])))
@@ -158,7 +164,7 @@ CONVERTERS: dict[str, Converter] = {
     "upper": Converter(_text(str.upper), "in capitals"),
     "strip": Converter(_text(str.strip), "without spaces around it"),
     "tidy_lines": Converter(_text(_tidy_lines), "without empty lines"),
-    "html_to_text": Converter(_text(html_to_text), "HTML becomes readable text"),
+    "html_to_text": Converter(_html_to_text, "HTML becomes readable text"),
     "opens_with": Converter(
         _opens_with,
         "opens with {path} when that is longer than {longer_than} characters",

@@ -19,6 +19,7 @@ INLINE = _words(
     "img input ins kbd label legend link mark meta option q s samp select small span strike strong sub summary sup "
     "tbody td textarea tfoot th thead time tt u var video wbr"
 )
+MAX_CHARS = 100_000  # read at most; some broken HTML takes the parser quadratic time, and no target takes as much text
 TAGS = BLOCKS | PARAGRAPHS | HIDDEN | INLINE
 LOOKS_LIKE_HTML = re.compile(
     rf"</?(?:{'|'.join(sorted(TAGS))})(?:\s[^<>]*)?/?>|<!doctype|<!--|&(?:nbsp|amp|lt|gt|quot|#x?[0-9a-f]+);",
@@ -32,9 +33,22 @@ def html_to_text(text: str) -> str:
     if not LOOKS_LIKE_HTML.search(text):
         return text.strip()
     reader = _Reader()
-    reader.feed(text)
+    reader.feed(_without_comments(text))
     reader.close()
     return reader.text()
+
+
+def _without_comments(text: str) -> str:
+    """Take comments out beforehand: the parser needs quadratic time for many that are never closed."""
+    parts: list[str] = []
+    position = 0
+    while (start := text.find("<!--", position)) >= 0:
+        parts.append(text[position:start])
+        end = text.find("-->", start + 4)
+        if end < 0:
+            return "".join(parts) + text[start:].replace("<!--", "")
+        position = end + 3
+    return "".join(parts) + text[position:]
 
 
 class _Reader(HTMLParser):

@@ -184,6 +184,14 @@ def test_broken_html_never_fails(html):
     assert isinstance(html_to_text(html), str)
 
 
+def test_html_beyond_all_measure_is_cut_with_a_warning():
+    """No case's text, however large or broken, holds up the others."""
+    converted, warnings = convert("<!--" * 200_000 + "<p>end", "html_to_text")
+
+    assert converted.value is None
+    assert warnings == ("truncated",)
+
+
 @given(
     st.lists(
         st.sampled_from(
