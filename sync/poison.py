@@ -71,7 +71,9 @@ def _bury_page(app: App, body: str) -> None:
 
 def _bury_run(app: App, body: str) -> None:
     message = parse(RunMessage, body)
-    app.queues.send(RunMessage(run_id=message.run_id), delay_s=60)  # a run must end: it is looked at for ever
+    app.queues.send(
+        RunMessage(run_id=message.run_id, turn=message.turn), delay_s=60
+    )  # a run must end: it is looked at for ever
 
 
 def _bury_summary(app: App, body: str) -> None:

@@ -75,7 +75,7 @@ def start_run(
         other = _take_slot(app, run) if kind in (RunKind.WINDOW, RunKind.BACKFILL) else None
         if other is None:
             app.queues.send(PageMessage(run_id=run.run_id, first_sent_at=app.now()))
-            app.queues.send(RunMessage(run_id=run.run_id), delay_s=FIRST_CHECK_S)
+            look_again(app, run, FIRST_CHECK_S)
             audit(app, "start", started_by, run)
             LOG.info("run started", extra={"run_id": run.run_id, "recipe": recipe.name})
             return Started(run, joined=False)
@@ -216,7 +216,7 @@ def audit(app: App, action: str, who: str, run: RunRow, detail: str = "") -> Non
 def check_run(app: App, message: RunMessage) -> None:
     """Look whether a run has all its results and end it; else look again later, so that a run always ends."""
     run = app.find_run(message.run_id)
-    if run is None:
+    if run is None or message.turn != run.turn:
         return
     if run.state.ended:
         _close(app, run)
@@ -225,7 +225,7 @@ def check_run(app: App, message: RunMessage) -> None:
         if run.held_at is not None and app.now() - run.held_at > CONFIRM_WITHIN:
             end_run(app, run, RunState.CANCELLED, error="Nobody confirmed within 7 days.")
         else:
-            app.queues.send(RunMessage(run_id=run.run_id), delay_s=3600)
+            look_again(app, run, 3600)
         return
     run = _account(app, run)
     if run.last_page is not None and run.pages_done > run.last_page:
@@ -233,10 +233,25 @@ def check_run(app: App, message: RunMessage) -> None:
         return
     run = _judge_held(app, run)
     if run.state is RunState.AWAITING_CONFIRMATION:
-        app.queues.send(RunMessage(run_id=run.run_id), delay_s=3600)
+        look_again(app, run, 3600)
         return
     age_s = (app.now() - run.created_at).total_seconds()
-    app.queues.send(RunMessage(run_id=run.run_id), delay_s=min(LONGEST_CHECK_S, max(FIRST_CHECK_S, age_s / 30)))
+    look_again(app, run, min(LONGEST_CHECK_S, max(FIRST_CHECK_S, age_s / 30)))
+
+
+def look_again(app: App, run: RunRow, delay_s: float) -> None:
+    """Have a run looked at later, by the check whose turn it is."""
+    app.queues.send(RunMessage(run_id=run.run_id, turn=run.turn), delay_s=delay_s)
+
+
+def push_run(app: App, run: RunRow, delay_s: float = 0) -> RunRow:
+    """Have a run looked at by a new check; the one before, if it still lives, ends."""
+    run = (
+        app.update_run(run.run_id, lambda row: row.model_copy(update={"turn": row.turn + 1, "moved_at": app.now()}))
+        or run
+    )
+    look_again(app, run, delay_s)
+    return run
 
 
 def _account(app: App, run: RunRow) -> RunRow:
@@ -368,8 +383,7 @@ def confirm_run(app: App, run_id: str, who: str) -> RunRow:
         raise MappingError(
             f"Run {run_id} does not wait for a confirmation; it is {run.state}.", code="nothing_to_confirm"
         )
-    run = release(app, run)
-    app.queues.send(RunMessage(run_id=run.run_id), delay_s=FIRST_CHECK_S)
+    run = push_run(app, release(app, run), FIRST_CHECK_S)
     audit(app, "confirm", who, run, f"{run.held_for}: {run.held_count}")
     return run
 

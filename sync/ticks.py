@@ -5,7 +5,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from shared.errors import MappingError
-from shared.state.rows import CursorRow, PageMessage, PageRow, RunMessage, RunRow, RunState
+from shared.state.rows import CursorRow, PageMessage, PageRow, RunRow, RunState
 from sync import runs
 from sync.app import App
 from sync.recipe import Recipe
@@ -90,8 +90,7 @@ def _push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
         LOG.warning("run stopped moving; it is pushed", extra={"run_id": run.run_id, "recipe": recipe.name})
         if run.last_page is None:
             app.queues.send(_next_page(app, run))
-        app.queues.send(RunMessage(run_id=run.run_id))
-        app.change_run(run.run_id, moved_at=now)
+        runs.push_run(app, run)
 
 
 def _next_page(app: App, run: RunRow) -> PageMessage:

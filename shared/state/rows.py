@@ -148,6 +148,7 @@ class RunRow(StateRow):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     closed: bool = False  # what follows from the end (cursor, mail, slot) is done
+    turn: int = 0  # which of the repeating checks is the run's own; the watchdog begins a new turn
     moved_at: datetime | None = None  # last time anything of this run moved; read by the watchdog
     waiting_since: datetime | None = None
     waiting_for: str = ""  # the connection that is down
@@ -557,6 +558,7 @@ class RunMessage(Message):
     QUEUE: ClassVar[str] = "runs"
 
     run_id: str
+    turn: int = 0  # of the run's row when this was sent: a message of an earlier turn was replaced by a later one
 
 
 class SummaryMessage(Message):
