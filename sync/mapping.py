@@ -56,11 +56,6 @@ class MappedField:
         """Whether there is nothing to write: no value, and nothing left to look one up by."""
         return self.value is None and (self.resolved or not self.needs_find)
 
-    @property
-    def question(self) -> Value:
-        """What the look-up depends on, as plain values: while it stays equal, the answer need not be asked again."""
-        return None if self.find_inputs is None else [self.value, self.find_inputs.values, self.rule.default]
-
     def found(self, key: str | None, warnings: tuple[FieldWarning, ...] = ()) -> Self:
         """Return the field with the look-up's answer, None for none."""
         accepted: tuple[Value, ...] = (key,)

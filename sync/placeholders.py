@@ -82,11 +82,6 @@ def parse_template(text: str) -> Template | str:
     return Template(text, (*parts, literal) if literal else tuple(parts))
 
 
-def escape_template(text: str) -> str:
-    """Double the braces of a text, so that a template shows them as they are."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
 def text_of(value: Value) -> str:
     """Return a value as people read it in a text: `true`, `3`, `2026-03-01T09:30:00Z`, lists with commas, empty as "".
 

@@ -4,8 +4,13 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from sandbox.azurite import Azurite
+
+
+settings.register_profile("concord", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("concord")
 
 
 @pytest.fixture(scope="session")

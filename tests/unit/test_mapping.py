@@ -10,7 +10,7 @@ from shared.clients.system import FieldKind, FieldType, RecordType, Row
 from shared.clients.system import Test as Line
 from shared.errors import MappingError
 from sync.mapping import child_rows, holds, map_record, same
-from sync.placeholders import Template, escape_template, parse_template
+from sync.placeholders import Template, parse_template
 from sync.recipe import WriteMode
 from tests.unit.recipe_texts import block_of, recipe_of, row_of
 
@@ -382,16 +382,6 @@ def test_a_reference_by_link_needs_no_fields():
     assert field.find_inputs.key == "U9"
 
 
-def test_an_unchanged_reference_asks_the_same_question():
-    """What a look-up depends on is comparable as plain values, and changes with them."""
-    row = row_of(customer="C1", customer__mail="ada@x.example", customer__last="Quill")
-    moved = row_of(customer="C1", customer__mail="ada@y.example", customer__last="Quill")
-
-    questions = [map_record(block_of(FIND), each).fields["a"].question for each in (row, row, moved)]
-
-    assert questions[0] == questions[1] != questions[2]
-
-
 CHILDREN = """
 write: update
 fields: {}
@@ -504,7 +494,9 @@ def test_no_text_repeats_a_value(line):
 @given(text=st.text())
 def test_an_escaped_text_is_a_constant_that_says_the_same(text):
     """Doubled braces are the way to mean them."""
-    assert parse_template(escape_template(text)) == text
+    doubled = text.replace("{", "{{").replace("}", "}}")
+
+    assert parse_template(doubled) == text
 
 
 @given(values=st.dictionaries(st.sampled_from(["a", "b.c", "d"]), st.text(min_size=1)))
