@@ -8,7 +8,6 @@ from hypothesis import settings
 
 from sandbox.azurite import Azurite
 
-
 settings.register_profile("concord", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("concord")
 
