@@ -6,8 +6,6 @@ Everything is built at the first call (`get_app`), so that indexing needs no set
 import functools
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import azure.functions as func
 
@@ -35,7 +33,7 @@ def _build_app() -> App:
     return build_app(load_settings(os.environ))
 
 
-def _answer(req: func.HttpRequest, handler: str) -> func.HttpResponse:
+def _answer(req: func.HttpRequest, handle: api.Handler, answer: api.Answer = api.answer) -> func.HttpResponse:
     request = api.Request(
         method=req.method,
         route=dict(req.route_params),
@@ -43,11 +41,8 @@ def _answer(req: func.HttpRequest, handler: str) -> func.HttpResponse:
         headers={name.lower(): value for name, value in req.headers.items()},
         body=req.get_body(),
     )
-    handle: Callable[[Any, api.Request], api.Response] = getattr(api, handler)
-    response = api.answer(get_app, handle, request)
-    return func.HttpResponse(
-        response.body, status_code=response.status, mimetype=None, headers={"Content-Type": response.content_type}
-    )
+    response = answer(get_app, handle, request)
+    return func.HttpResponse(response.content, status_code=response.status, headers=response.headers)
 
 
 # -- HTTP -----------------------------------------------------------------------------------------------------------
@@ -56,37 +51,37 @@ def _answer(req: func.HttpRequest, handler: str) -> func.HttpResponse:
 @app.route(route="sync/{recipe}", methods=["GET", "POST"])
 def start_sync(req: func.HttpRequest) -> func.HttpResponse:
     """Start a recipe, or join its running run; the summary goes to `Email`."""
-    return _answer(req, "start_sync")
+    return _answer(req, api.start_sync)
 
 
 @app.route(route="runs", methods=["GET"])
 def list_runs(req: func.HttpRequest) -> func.HttpResponse:
     """List the newest runs."""
-    return _answer(req, "list_runs")
+    return _answer(req, api.list_runs)
 
 
 @app.route(route="runs/{run_id}", methods=["GET"])
 def get_run(req: func.HttpRequest) -> func.HttpResponse:
     """Show one run."""
-    return _answer(req, "get_run")
+    return _answer(req, api.get_run)
 
 
 @app.route(route="runs/{run_id}/results", methods=["GET"])
 def list_results(req: func.HttpRequest) -> func.HttpResponse:
     """List a run's results."""
-    return _answer(req, "list_results")
+    return _answer(req, api.list_results)
 
 
 @app.route(route="runs/{run_id}/{action}", methods=["POST"])
 def change_run(req: func.HttpRequest) -> func.HttpResponse:
     """Confirm or cancel a run."""
-    return _answer(req, "change_run")
+    return _answer(req, api.change_run)
 
 
 @app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 def health(req: func.HttpRequest) -> func.HttpResponse:
     """Say whether the app and its storage answer."""
-    return _answer(req, "health")
+    return _answer(req, api.health, api.answer_anybody)
 
 
 # -- timers ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from sync.windows import FORMS, Window, WindowKind, build_window
 LOG = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_IDS = 500  # of one start; their text has to fit into the run's row
+MAX_VALUE_CHARS = 100  # of a window, a time, an id
 START_PARAMETERS = ("email", "window", "from", "to", "ids", "preview")
 KEY_PARAMETERS = ("code", "clientid")  # the host's own: the function key
 
@@ -54,9 +56,23 @@ class Response:
     body: str
     content_type: str = "application/json"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers of every answer: nobody guesses its type or keeps it."""
+        return {"Content-Type": self.content_type, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
-def answer(load_app: Callable[[], App], handle: Callable[[App, Request], Response], request: Request) -> Response:
-    """Answer a request; every error of ours becomes a status and a sentence that says what to do."""
+    @property
+    def content(self) -> bytes:
+        """Return the body's bytes; half a surrogate pair, which JSON may hold and UTF-8 cannot, becomes a question mark."""
+        return self.body.encode("utf-8", "replace")
+
+
+Handler = Callable[[App, Request], Response]
+Answer = Callable[[Callable[[], App], Handler, Request], Response]
+
+
+def answer(load_app: Callable[[], App], handle: Handler, request: Request) -> Response:
+    """Answer a request; every error becomes a status and a sentence that says what to do."""
     try:
         return handle(load_app(), request)
     except MappingError as exc:
@@ -67,6 +83,24 @@ def answer(load_app: Callable[[], App], handle: Callable[[App, Request], Respons
     except StateError as exc:
         LOG.exception("storage refused")
         return _problem(request, 503, exc)
+    except Exception:
+        LOG.exception("a request failed unexpectedly")
+        return _problem(request, 500, SyncError("Concord hit an error of its own; its log says more."))
+
+
+def answer_anybody(load_app: Callable[[], App], handle: Handler, request: Request) -> Response:
+    """Answer a request that needs no key: of what is wrong, nothing is told but its kind. The log says more."""
+    try:
+        return handle(load_app(), request)
+    except ConfigError as exc:
+        LOG.error("the app is not configured", extra={"code": exc.code})  # noqa: TRY400  # the starts' answer says more
+        return _json(503, {"status": "not configured"})
+    except StateError:
+        LOG.exception("storage refused")
+        return _json(503, {"status": "storage unavailable"})
+    except Exception:
+        LOG.exception("a request failed unexpectedly")
+        return _json(503, {"status": "error"})
 
 
 def start_sync(app: App, request: Request) -> Response:
@@ -130,9 +164,14 @@ def health(app: App, request: Request) -> Response:  # noqa: ARG001  # the shape
 def _parameters(request: Request) -> dict[str, str]:
     """Return the parameters of a start, from query and body, by lower-case name.
 
-    Raises MappingError for an oversized or unreadable body, and for names that mean nothing.
+    Raises MappingError for an oversized or unreadable body, for names that mean nothing, and for one given twice.
     """
-    given = {name.lower(): value for name, value in request.query.items()} | _body_parameters(request)
+    given: dict[str, str] = {}
+    for name, value in [*request.query.items(), *_body_parameters(request)]:
+        if given.setdefault(name.lower(), value) != value:
+            raise MappingError(
+                f"{name[:40]!r} was given twice, with different values; give it once.", code="bad_parameter"
+            )
     unknown = sorted(set(given) - set(START_PARAMETERS) - set(KEY_PARAMETERS))
     if unknown:
         names = ", ".join(repr(name[:40]) for name in unknown)
@@ -142,18 +181,17 @@ def _parameters(request: Request) -> dict[str, str]:
     return given
 
 
-def _body_parameters(request: Request) -> dict[str, str]:
+def _body_parameters(request: Request) -> list[tuple[str, str]]:
     if not request.body:
-        return {}
+        return []
     if len(request.body) > MAX_BODY_BYTES:
         raise MappingError(f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.", code="body_too_large")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            values = dict(json.loads(request.body))
-            return {str(name).lower(): _text(value) for name, value in values.items()}
+            return _json_parameters(request.body)
         if kind == "application/x-www-form-urlencoded":
-            return {name.lower(): value for name, value in parse_qsl(request.body.decode(), strict_parsing=True)}
+            return parse_qsl(request.body.decode(), strict_parsing=True)
     except (ValueError, TypeError, RecursionError):
         raise MappingError(f"The body is no {kind} that can be read.", code="bad_body") from None
     raise MappingError(
@@ -162,13 +200,21 @@ def _body_parameters(request: Request) -> dict[str, str]:
     )
 
 
+def _json_parameters(body: bytes) -> list[tuple[str, str]]:
+    """Read an object's names and values, also those that stand twice. Raises ValueError or TypeError."""
+    values = json.loads(body, object_pairs_hook=tuple)
+    if not isinstance(values, tuple):
+        raise TypeError("not an object")
+    return [(str(name), _text(value)) for name, value in values]
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return ",".join(str(entry) for entry in value)
-    if isinstance(value, dict):
-        raise ValueError("an object inside the object")  # noqa: TRY004  # one kind of answer for a bad body
+        return ",".join(_text(entry) for entry in value)
+    if isinstance(value, tuple):
+        raise TypeError("an object inside the object")
     return "" if value is None else str(value)
 
 
@@ -176,6 +222,13 @@ def _window(recipe: Recipe, given: Mapping[str, str]) -> Window:
     asked = {name: given[name] for name in ("window", "from", "to", "ids") if given.get(name)}
     if not asked:
         return recipe.start.http or Window(WindowKind.SINCE_LAST_RUN)
+    ids = asked.get("ids", "").split(",")
+    if len(ids) > MAX_IDS:
+        raise MappingError(f"{len(ids)} ids were given; one start takes {MAX_IDS}.", code="bad_window")
+    if any(len(value) > MAX_VALUE_CHARS for value in [*ids, *(asked[name] for name in asked if name != "ids")]):
+        raise MappingError(
+            f"A value has more than {MAX_VALUE_CHARS} characters; allowed are {FORMS}", code="bad_window"
+        )
     try:
         return build_window(asked)
     except ValueError as exc:
