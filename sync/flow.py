@@ -7,7 +7,7 @@ from datetime import datetime
 from shared.clients.system import RecordType, Source, Target
 from shared.digests import Digests
 from shared.state.tables import Tables
-from sync.recipe import Block, Recipe, WriteMode
+from sync.recipe import Block, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,6 @@ class Flow:
     def pair(self) -> str:
         """Return the name of the pair, the same for both directions."""
         return pair_name(self.source_name, self.target_name)
-
-    @property
-    def gone_block(self) -> Block:
-        """Return the fields to write when a source record is over, as a block."""
-        changes = {"fields": self.recipe.gone.fields, "write": WriteMode.UPDATE, "match": (), "children": ()}
-        return self.recipe.block.model_copy(update=changes)
 
     def source_type(self) -> RecordType:
         """Return what the source says about its record."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from shared.clients.system import Row
 from shared.errors import ConfigError, RejectedError, StateError, SyncError
 from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
 from sync import links, references
@@ -115,15 +116,18 @@ def _read(flow: Flow, works: Sequence[Work]) -> None:
     by_key = {row.key: row for row in rows}
     for work in unread:
         work.row = by_key.get(work.key)
-        if work.row is None:
+        if work.row is None and work.deleted:
+            work.row = Row(work.key, {}, url=flow.source.url(flow.recipe.source.record, work.key), closed=True)
+        elif work.row is None:
             work.end(Outcome.SKIPPED, "source_missing", "The source record is gone, or we may not read it.")
 
 
 def map_work(flow: Flow, work: Work) -> None:
     """Map a record, if it is in scope or is followed beyond."""
     row = work.source
-    work.in_scope = holds(flow.recipe.block.when, row.fields)
-    if work.in_scope or flow.recipe.gone.action is GoneAction.FOLLOW:
+    work.deleted = work.deleted and not row.fields  # it is there again: the event is late
+    work.in_scope = not work.deleted and holds(flow.recipe.block.when, row.fields)
+    if work.in_scope or (flow.recipe.gone.action is GoneAction.FOLLOW and not work.deleted):
         work.mapped = map_record(flow.recipe.block, row, flow.target_type(), flow.find_types())
 
 
@@ -143,7 +147,7 @@ def scope(flow: Flow, work: Work) -> None:
     has_link = work.link is not None and bool(work.link.other_key)
     if work.link is not None and is_stale(work.link, flow.source_name, row):
         work.end(Outcome.UNCHANGED, "stale", "A newer version of the record has been worked already.")
-    elif work.in_scope or (has_link and gone.action is GoneAction.FOLLOW):
+    elif work.in_scope or (has_link and gone.action is GoneAction.FOLLOW and not work.deleted):
         return
     elif not has_link:
         noun = flow.source_type().noun
@@ -156,7 +160,7 @@ def scope(flow: Flow, work: Work) -> None:
     elif work.link is not None and work.link.gone % 2:
         work.end(Outcome.UNCHANGED, "gone", "That the record is over has been written already.")
     else:
-        work.mapped = map_record(flow.gone_block, row, flow.target_type())
+        work.mapped = map_record(flow.recipe.gone_block, row, flow.target_type())
 
 
 def decide_work(flow: Flow, run: RunRow, work: Work) -> None:

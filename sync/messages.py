@@ -10,9 +10,9 @@ from typing import TypeVar
 from shared import attempt
 from shared.attempt import Lane
 from shared.errors import MappingError
-from shared.state.queues import parse
+from shared.state.queues import Taken, parse
 from shared.state.rows import EventMessage, ItemsMessage, Message, PageMessage, RunMessage, SummaryMessage
-from sync import pages, poison, runs, summaries
+from sync import events, pages, poison, runs, summaries
 from sync.app import App
 
 LOG = logging.getLogger(__name__)
@@ -38,13 +38,16 @@ def on_items(app: App, message_id: str, body: str, dequeue_count: int) -> None:
     )
 
 
-def on_event(app: App, message_id: str, body: str, dequeue_count: int) -> None:  # noqa: ARG001
-    """Work one webhook event."""
-    _work(app, EventMessage, body, _refuse_event, dequeue_count, Lane.EVENT)
-
-
-def _refuse_event(_: App, message: EventMessage) -> None:
-    LOG.error("no recipe takes events", extra={"recipe": message.recipe})
+def on_event(app: App, message_id: str, body: str, dequeue_count: int) -> None:
+    """Work one webhook event, and those that wait behind it."""
+    _work(
+        app,
+        EventMessage,
+        body,
+        lambda app, message: events.work_event(app, Taken(message, message_id, dequeue_count)),
+        dequeue_count,
+        Lane.EVENT,
+    )
 
 
 def on_run(app: App, message_id: str, body: str, dequeue_count: int) -> None:  # noqa: ARG001

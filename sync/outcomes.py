@@ -1,12 +1,17 @@
 """From a work to its result, or to a later attempt: the one place that turns errors into results."""
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 
 from shared.errors import AmbiguousWriteError, RateLimitedError, SyncError, TransientError
 from shared.state.rows import Outcome, ResultRow, RunRow
+from shared.state.tables import RowChangedError, RowExistsError
 from sync import links
 from sync.flow import Flow
 from sync.work import Work
+
+LOG = logging.getLogger(__name__)
 
 OUTAGE_STATUSES = frozenset({0, 429, 502, 503, 504})  # nobody answered for the vendor: waiting, not a failed attempt
 FIRST_DELAY_S = 5.0
@@ -34,7 +39,8 @@ def result_of(flow: Flow, run: RunRow, work: Work) -> ResultRow:
     return ResultRow(
         run_id=run.run_id,
         page=work.page,
-        key=work.key,
+        key=work.event_id or work.key,
+        record_key=work.key if work.event_id else "",
         outcome=work.outcome,
         reason=work.reason,
         message=work.message,
@@ -111,3 +117,36 @@ def settle_error(flow: Flow, work: Work) -> Again | None:
         fail(work, again.code, again.message)
         return None
     return again
+
+
+def store_results(flow: Flow, results: Sequence[ResultRow]) -> None:
+    """Insert results, together where there are several; one that is there stays, unless it was only held."""
+    partitions: dict[str, list[ResultRow]] = {}
+    for result in results:
+        partitions.setdefault(result.partition_key, []).append(result)
+    for rows in partitions.values():
+        _store_together(flow, rows)
+
+
+def _store_together(flow: Flow, results: Sequence[ResultRow]) -> None:
+    if len(results) > 1:
+        try:
+            flow.tables.transact([("insert", result) for result in results])
+        except RowExistsError:
+            LOG.info("some of these results are there already")
+        else:
+            return
+    for result in results:
+        _store_one(flow, result)
+
+
+def _store_one(flow: Flow, result: ResultRow) -> None:
+    try:
+        flow.tables.insert(result)
+    except RowExistsError as exc:
+        stored = exc.stored
+        if isinstance(stored, ResultRow) and stored.outcome is Outcome.HELD and result.outcome is not Outcome.HELD:
+            try:
+                flow.tables.replace(result.model_copy(update={"etag": stored.etag}))
+            except RowChangedError:
+                return  # another copy of the message has replaced it

@@ -210,7 +210,7 @@ def _fan_out(
             results.append(outcomes.result_of(flow, run, work))
         else:
             sending.append(work)
-    _store(flow, results)
+    outcomes.store_results(flow, results)
     app.queues.send_many([_message_for(app, flow, run, page, work) for work in sending])
     return [work.key for work in held], digests
 
@@ -270,7 +270,7 @@ def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: 
                 app.queues.send(fit(_again(app, alone, message_id, later)), delay_s=later.delay_s)
             elif work.outcome is not None:
                 results.append(outcomes.result_of(flow, run, work))
-        _store(flow, results)
+        outcomes.store_results(flow, results)
 
 
 def _without_result(app: App, run: RunRow, page: int, works: list[Work]) -> list[Work]:
@@ -291,31 +291,6 @@ def _again(app: App, message: M, message_id: str, later: Again) -> M:
         problem=later.message,
         now=app.now(),
     )
-
-
-def _store(flow: Flow, results: Sequence[ResultRow]) -> None:
-    """Insert results, together where there are several; one that is there stays, unless it was only held."""
-    if len(results) > 1:
-        try:
-            flow.tables.transact([("insert", result) for result in results])
-        except RowExistsError:
-            LOG.info("some results of the page are there already")
-        else:
-            return
-    for result in results:
-        _store_one(flow, result)
-
-
-def _store_one(flow: Flow, result: ResultRow) -> None:
-    try:
-        flow.tables.insert(result)
-    except RowExistsError as exc:
-        stored = exc.stored
-        if isinstance(stored, ResultRow) and stored.outcome is Outcome.HELD and result.outcome is not Outcome.HELD:
-            try:
-                flow.tables.replace(result.model_copy(update={"etag": stored.etag}))
-            except RowChangedError:
-                return  # another copy of the message has replaced it
 
 
 def _note_outage(app: App, run_id: str, later: Again) -> None:

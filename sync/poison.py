@@ -9,6 +9,7 @@ import logging
 from shared.errors import MappingError
 from shared.state.queues import parse
 from shared.state.rows import (
+    EventMessage,
     ItemsMessage,
     MailState,
     Outcome,
@@ -19,7 +20,7 @@ from shared.state.rows import (
     SummaryMessage,
 )
 from shared.state.tables import RowExistsError
-from sync import runs
+from sync import events, runs
 from sync.app import App
 
 LOG = logging.getLogger(__name__)
@@ -61,6 +62,29 @@ def _bury_items(app: App, body: str) -> None:
             LOG.info("the record has its result already", extra={"run_id": run.run_id})
 
 
+def _bury_event(app: App, body: str) -> None:
+    message = parse(EventMessage, body)
+    if message.recipe not in app.recipes:
+        return
+    run = events.day_run(app, message.recipe, app.now())
+    result = ResultRow(
+        run_id=run.run_id,
+        page=events.page_of(message.event_id),
+        key=message.event_id,
+        record_key=message.key,
+        outcome=Outcome.FAILED,
+        reason=message.reason or "worker_died",
+        message=message.problem or DIED,
+        attempts=message.attempt,
+        ended_at=app.now(),
+    )
+    try:
+        app.tables.insert(result)
+    except RowExistsError:
+        return
+    runs.keep_open(app, run, [result])
+
+
 def _bury_page(app: App, body: str) -> None:
     message = parse(PageMessage, body)
     run = app.find_run(message.run_id)
@@ -82,6 +106,7 @@ def _bury_summary(app: App, body: str) -> None:
 
 
 HANDLERS = {
+    EventMessage.QUEUE: _bury_event,
     PageMessage.QUEUE: _bury_page,
     ItemsMessage.QUEUE: _bury_items,
     RunMessage.QUEUE: _bury_run,

@@ -8,11 +8,13 @@ import dataclasses
 import logging
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
 from shared.errors import MappingError, StateError
 from shared.state.rows import (
+    EVENT_PAGES,
     AuditRow,
     CursorRow,
     MailState,
@@ -40,6 +42,7 @@ OVERLAP = timedelta(minutes=10)  # changes that became visible late are read aga
 STALLED_AFTER = timedelta(minutes=3)  # a run of which nothing moved is pushed
 OPEN_FOR = timedelta(days=7)  # failed records are taken along this long, then only shown
 CONFIRM_WITHIN = timedelta(days=7)
+EVENTS_CHECK_S = 300.0  # how often a day of events is added up
 FIRST_CHECK_S = 1.0
 LONGEST_CHECK_S = 10.0
 START_TRIES = 8
@@ -227,6 +230,9 @@ def check_run(app: App, message: RunMessage) -> None:
         else:
             look_again(app, run, 3600)
         return
+    if run.kind is RunKind.EVENTS:
+        _account_events(app, run)
+        return
     run = _account(app, run)
     if run.last_page is not None and run.pages_done > run.last_page:
         end_run(app, run, _end_state(run))
@@ -265,7 +271,7 @@ def _account(app: App, run: RunRow) -> RunRow:
         if not page.fanned_out or not set(page.keys) <= final.keys():
             partial += len(final)
             break
-        _keep_open(app, run, list(final.values()))
+        keep_open(app, run, list(final.values()))
         for result in final.values():
             counts[result.outcome.value] += 1
             if result.reason and result.outcome is Outcome.SKIPPED:
@@ -287,10 +293,30 @@ def _account(app: App, run: RunRow) -> RunRow:
     return app.change_run(run.run_id, **changes) or run
 
 
+def _account_events(app: App, run: RunRow) -> None:
+    """Add up a day's events; close the day when it is over."""
+    counts: Counter[str] = Counter()
+    warnings = 0
+    for page in range(EVENT_PAGES):
+        for result in app.tables.query(ResultRow, f"{run.run_id}!{page:06d}", select=COUNTED):
+            counts[result.outcome.value] += 1
+            if result.reason and result.outcome is Outcome.SKIPPED:
+                counts[f"skipped:{result.reason}"] += 1
+            warnings += 1 if result.warnings else 0
+    seen = sum(count for name, count in counts.items() if ":" not in name)
+    changes = {"counts": dict(counts), "warnings": warnings, "results_seen": seen, "moved_at": app.now()}
+    run = app.change_run(run.run_id, **changes) or run
+    if run.until is not None and app.now() >= run.until:
+        end_run(app, run, _end_state(run))
+    else:
+        look_again(app, run, EVENTS_CHECK_S)
+
+
 COUNTED = (
     "run_id",
     "page",
     "key",
+    "record_key",
     "outcome",
     "reason",
     "message",
@@ -301,13 +327,13 @@ COUNTED = (
 )
 
 
-def _keep_open(app: App, run: RunRow, results: list[ResultRow]) -> None:
+def keep_open(app: App, run: RunRow, results: Sequence[ResultRow]) -> None:
     """Note what failed, to be taken along by the next runs, and strike what is in order again."""
     if run.preview:
         return
     known = {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
     for result in results:
-        row = known.get(result.key)
+        row = known.get(result.record_key or result.key)
         if result.outcome is Outcome.FAILED and (row is None or row.last_run_id != run.run_id):
             app.tables.upsert(_open_row(run, result, row))
         elif result.outcome is not Outcome.FAILED and row is not None:
@@ -317,7 +343,7 @@ def _keep_open(app: App, run: RunRow, results: list[ResultRow]) -> None:
 def _open_row(run: RunRow, result: ResultRow, before: OpenRow | None) -> OpenRow:
     return OpenRow(
         recipe=run.recipe,
-        key=result.key,
+        key=result.record_key or result.key,
         reason=result.reason,
         message=result.message,
         label=result.source_label,

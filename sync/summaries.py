@@ -7,15 +7,36 @@ Message-ID. A send that certainly reached nobody is taken back, so a mail server
 import dataclasses
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, time, timedelta
 
 from shared.errors import AmbiguousWriteError, ConfigError, SyncError, TransientError
 from shared.state.queues import again
-from shared.state.rows import MailState, OpenRow, Outcome, PageRow, ResultRow, RunRow, RunState, SummaryMessage
+from shared.state.rows import (
+    EVENT_PAGES,
+    MailState,
+    OpenRow,
+    Outcome,
+    PageRow,
+    ResultRow,
+    RunKind,
+    RunRow,
+    RunState,
+    SummaryMessage,
+)
 from sync import runs
 from sync.app import App
-from sync.summary import FailureLine, Guard, RecordLink, SummaryFacts, WarningLine, build_summary
+from sync.recipe import Recipe
+from sync.summary import (
+    DigestFacts,
+    FailureLine,
+    Guard,
+    RecordLink,
+    SummaryFacts,
+    WarningLine,
+    build_digest,
+    build_summary,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -27,6 +48,9 @@ WARNED_RECORDS = 10  # records named per kind of warning
 
 def send_summary(app: App, message: SummaryMessage, message_id: str) -> None:
     """Send a run's summary, or the question that a waiting run has; a failed mail is tried again for a day."""
+    if message.day is not None:
+        _send_digest(app, message, message_id, message.day)
+        return
     run = app.find_run(message.run_id)
     if run is None:
         return
@@ -163,5 +187,61 @@ def _guard(app: App, run: RunRow) -> Guard | None:
 
 def results_of(app: App, run: RunRow) -> Iterator[ResultRow]:
     """Yield a run's results, page by page."""
-    for page in app.tables.query(PageRow, run.run_id, select=("run_id", "page")):
-        yield from app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}")
+    if run.kind is RunKind.EVENTS:
+        numbers: Iterable[int] = range(EVENT_PAGES)
+    else:
+        numbers = (page.page for page in app.tables.query(PageRow, run.run_id, select=("run_id", "page")))
+    for number in numbers:
+        yield from app.tables.query(ResultRow, f"{run.run_id}!{number:06d}")
+
+
+# -- digests ------------------------------------------------------------------------------------------------------
+
+
+def owe_digest(app: App, recipe: Recipe, day: date) -> None:
+    """Send word to send a recipe's digest of a day, if somebody is to be told and something is to be mended."""
+    if app.settings.recipients(recipe.name) and any(app.tables.query(OpenRow, recipe.name, limit=1)):
+        app.queues.send(SummaryMessage(recipe=recipe.name, day=day, first_sent_at=app.now()))
+
+
+def _send_digest(app: App, message: SummaryMessage, message_id: str, day: date) -> None:
+    """Send what failed on a day, and what is still failing; a failed mail is tried again for a day."""
+    recipe = app.recipes.get(message.recipe)
+    if recipe is None:
+        return
+    rows = list(app.tables.query(OpenRow, recipe.name))
+    midnight = datetime.combine(day, time(), app.settings.zone)
+    lines = {row.key: _open_line(row) for row in rows}
+    fresh = [row for row in rows if row.first_failed_at >= midnight]
+    email = build_digest(
+        DigestFacts(
+            to=app.settings.recipients(recipe.name),
+            title=recipe.title,
+            environment=app.environment(recipe),
+            status_url=f"{app.settings.app_url}/api/runs?recipe={recipe.name}",
+            zone=app.settings.zone,
+            counts={Outcome.FAILED.value: len(rows)},
+            failures=tuple(lines[row.key] for row in fresh),
+            repeated=tuple(lines[row.key] for row in rows if row not in fresh),
+            recipe=recipe.name,
+            day=day,
+        )
+    )
+    try:
+        app.send_mail(email)
+    except (AmbiguousWriteError, TransientError, ConfigError) as exc:
+        LOG.warning("digest could not be sent", extra={"recipe": recipe.name, "code": exc.code})
+        since = message.first_sent_at or app.now()
+        if app.now() - since <= GIVE_UP_AFTER and not (isinstance(exc, AmbiguousWriteError) and message.attempt > 1):
+            delay_s = RETRY_S[min(message.attempt, len(RETRY_S)) - 1]
+            app.queues.send(again(message, own_id=message_id, failed=True, now=app.now()), delay_s=delay_s)
+
+
+def _open_line(row: OpenRow) -> FailureLine:
+    return FailureLine(
+        label=row.label or row.key,
+        reason=row.reason,
+        sentence=row.message,
+        source_url=row.url,
+        since=row.first_failed_at,
+    )

@@ -1,21 +1,23 @@
 """What the timers do: start what is due, once, and push what stopped moving."""
 
 import logging
-from datetime import datetime
+from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from shared.errors import MappingError
-from shared.state.rows import CursorRow, PageMessage, PageRow, RunRow, RunState
+from shared.state.rows import CursorRow, PageMessage, PageRow, RunKind, RunRow, RunState
 from sync import runs
 from sync.app import App
 from sync.recipe import Recipe
 from sync.retention import purge
 from sync.schedules import DailyAt, Every, Schedule, due
+from sync.summaries import owe_digest
 from sync.windows import Window
 
 LOG = logging.getLogger(__name__)
 
 POLL_S = 300  # of recipes that poll without saying how often
+EVENTS_STALLED = timedelta(seconds=3 * runs.EVENTS_CHECK_S)
 WATCHED_RUNS = 20  # newest runs per recipe that the watchdog looks at
 
 
@@ -35,7 +37,16 @@ def tick(app: App) -> None:
         for name, schedule, window in schedules_of(app, recipe):
             if _fire(app, recipe, name, schedule, now):
                 _start(app, recipe, window, name)
+        _owe_digest(app, recipe, now)
         _push_stalled(app, recipe, now)
+
+
+def _owe_digest(app: App, recipe: Recipe, now: datetime) -> None:
+    """Once a day, for recipes whose runs owe no mail of their own: polls, webhooks and sweeps."""
+    quiet = recipe.start.webhook is not None or recipe.start.poll is not None
+    if quiet and _fire(app, recipe, "digest", DailyAt(time(), app.settings.zone), now):
+        yesterday = now.astimezone(app.settings.zone).date() - timedelta(days=1)
+        owe_digest(app, recipe, yesterday)
 
 
 def schedules_of(app: App, recipe: Recipe) -> list[tuple[str, Schedule, Window]]:
@@ -85,10 +96,12 @@ def _push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
         if run.state.ended and run.closed:
             continue
         moved = run.moved_at or run.created_at
-        if run.state is RunState.AWAITING_CONFIRMATION or now - moved < runs.STALLED_AFTER:
+        if run.state is RunState.AWAITING_CONFIRMATION or now - moved < (
+            EVENTS_STALLED if run.kind is RunKind.EVENTS else runs.STALLED_AFTER
+        ):
             continue
         LOG.warning("run stopped moving; it is pushed", extra={"run_id": run.run_id, "recipe": recipe.name})
-        if run.last_page is None:
+        if run.last_page is None and run.kind is not RunKind.EVENTS:
             app.queues.send(_next_page(app, run))
         runs.push_run(app, run)
 

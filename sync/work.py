@@ -24,6 +24,8 @@ class Work:
 
     item: ItemModel
     page: int = 0
+    event_id: str = ""  # of an event: what its result is keyed by
+    deleted: bool = False  # the source told us that the record is gone
     owner: str = ""  # message id that owns the claims
     row: Row | None = None
     mapped: Mapped | None = None

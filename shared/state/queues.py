@@ -1,32 +1,53 @@
-"""Messages in Azure queues: ASCII JSON, checked for size, never expiring; the host receives and deletes them.
+"""Messages in Azure queues: ASCII JSON, checked for size, never expiring; the host receives and deletes them,
+but for those that an invocation takes along (`take_more`).
 
 A send whose answer was lost cannot be read back. It is repeated, which may put the message there twice: harmless, as a
 second copy finds what the first one did.
 """
 
+import dataclasses
 import json
+import logging
 import math
 import xml.sax.saxutils
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from azure.core.exceptions import AzureError, ResourceExistsError
-from azure.storage.queue import QueueClient, QueueServiceClient
+from azure.storage.queue import QueueClient, QueueMessage, QueueServiceClient
 from pydantic import ValidationError
 
 from shared.errors import ConfigError, MappingError, StateError
 from shared.state.rows import ItemModel, ItemsMessage, Message
-from shared.state.storage import Operations, SideBySide, code_of, state_error
+from shared.state.storage import Operations, SideBySide, code_of, state_error, status_of
 
 MAX_BODY_BYTES = 64 * 1024  # https://learn.microsoft.com/rest/api/storageservices/put-message
 FITTING_BYTES = 40 * 1024  # of an items message: records travel in it up to here, else their keys alone
 MAX_DELAY_S = 7 * 24 * 3600
 FOR_EVER = -1
 MAX_PROBLEM_CHARS = 1_000
+MOST_TAKEN = 32  # by one call
 POISON = "-poison"
 
+LOG = logging.getLogger(__name__)
+
 M = TypeVar("M", bound=Message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken(Generic[M]):
+    """A message in hand."""
+
+    message: M
+    id: str  # that the queue gave it
+    dequeue_count: int = 1
+    pop_receipt: str = ""  # empty: the host ends the message, when its invocation ends well
+
+    @property
+    def repeated(self) -> bool:
+        """Whether an earlier attempt may have worked it."""
+        return self.dequeue_count > 1 or self.message.attempt > 1 or bool(self.message.first_id)
 
 
 class Queues:
@@ -59,6 +80,49 @@ class Queues:
     def send_many(self, messages: Sequence[Message], delay_s: float = 0) -> None:
         """Send messages side by side. Raises the first StateError after all were tried: the others may be sent."""
         self._side_by_side.map(lambda message: self.send(message, delay_s), messages)
+
+    def take_more(self, model: type[M], most: int, lease_s: int) -> "list[Taken[M]]":
+        """Take messages that wait behind the one in hand; each stays hidden for `lease_s` and is ended by `done`.
+
+        What is not ours is recorded in the log and dropped.
+        """
+        taken: list[Taken[M]] = []
+        while len(taken) < most:
+            wanted = min(MOST_TAKEN, most - len(taken))
+            found = self._receive(model.QUEUE, wanted, lease_s)
+            for entry in found:
+                try:
+                    message = parse(model, str(entry.content))
+                except MappingError as exc:
+                    LOG.error("a message that is not ours was dropped", extra={"queue": model.QUEUE, "code": exc.code})  # noqa: TRY400
+                    self._delete(model.QUEUE, entry.id, entry.pop_receipt or "")
+                    continue
+                taken.append(Taken(message, entry.id, entry.dequeue_count or 1, entry.pop_receipt or ""))
+            if len(found) < wanted:
+                break
+        return taken
+
+    def done(self, taken: "Taken[Any]") -> None:
+        """End a message that was taken; one that was taken by somebody else since is theirs."""
+        self._delete(taken.message.QUEUE, taken.id, taken.pop_receipt)
+
+    def _receive(self, queue: str, count: int, lease_s: int) -> list[QueueMessage]:
+        self.operations.add("receive")
+        try:
+            pages = self._client(queue).receive_messages(max_messages=count, visibility_timeout=lease_s)
+            return list(pages)
+        except AzureError as exc:
+            if code_of(exc) == "QueueNotFound":
+                return []
+            raise state_error(exc, f"receive from the queue {queue}") from None
+
+    def _delete(self, queue: str, message_id: str, pop_receipt: str) -> None:
+        self.operations.add("delete")
+        try:
+            self._client(queue).delete_message(message_id, pop_receipt)
+        except AzureError as exc:
+            if status_of(exc) not in (400, 404):  # gone, or taken by somebody else since
+                raise state_error(exc, f"end a message of the queue {queue}") from None
 
     def length(self, queue: str) -> int:
         """Return about how many messages a queue holds, hidden ones too; `poison_of` names its poison queue."""

@@ -7,7 +7,7 @@ Emails and field values are stored as keyed digests only, except a run's recipie
 import hashlib
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidato
 
 from shared.clients.system import Row, Value
 
+EVENT_PAGES = 16  # partitions that a day's event results are spread over
 SHARDS = 8  # partitions of a recipe pair's links; part of the stored keys, so it never changes
 
 
@@ -211,7 +212,8 @@ class ResultRow(StateRow):
 
     run_id: str
     page: int
-    key: str
+    key: str  # the record's, or of an event the event's id
+    record_key: str = ""  # of an event: the record's key
     outcome: Outcome
     reason: str = ""  # code, for failed and skipped
     message: str = ""  # a sentence without personal data: what happened and what to do
@@ -562,11 +564,13 @@ class RunMessage(Message):
 
 
 class SummaryMessage(Message):
-    """Send a run's summary."""
+    """Send a run's summary, or a recipe's digest of a day."""
 
     QUEUE: ClassVar[str] = "summaries"
 
-    run_id: str
+    run_id: str = ""
+    recipe: str = ""  # of a digest
+    day: date | None = None  # of a digest
 
 
 MESSAGES: tuple[type[Message], ...] = (PageMessage, ItemsMessage, EventMessage, RunMessage, SummaryMessage)

@@ -1,0 +1,165 @@
+"""Webhook events: each re-reads its record and goes through the same engine as a run's records.
+
+A recipe's events of a day form one run, closed after midnight in the app's zone; a late event belongs to the day on which
+it is worked. A result is keyed by its event's id, so a repeat changes nothing. When many events wait, one invocation
+takes more of them along and works them together: every event keeps its own result, its own claims and its own retry.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from datetime import datetime, time, timedelta
+
+from shared import attempt
+from shared.errors import MappingError
+from shared.state.queues import Taken, again
+from shared.state.rows import (
+    EVENT_PAGES,
+    EventMessage,
+    ItemModel,
+    ResultRow,
+    RunKind,
+    RunRow,
+    RunState,
+    key_text,
+    new_run_id,
+)
+from shared.state.tables import RowExistsError
+from sync import items, outcomes, runs, writing
+from sync.app import App
+from sync.flow import Flow
+from sync.outcomes import store_results
+from sync.work import Work
+
+LOG = logging.getLogger(__name__)
+
+MOST_TOGETHER = 300  # events that one invocation works together: what a vendor takes in one call
+SUFFIX = "events"  # of a day's run id
+DELETED = "Delete"
+
+
+def work_event(app: App, first: Taken[EventMessage]) -> None:
+    """Work an event, and those that wait behind it."""
+    waiting = app.queues.take_more(EventMessage, MOST_TOGETHER - 1, app.settings.queue_lease_s)
+    for recipe, group in _by_recipe([first, *waiting]).items():
+        with attempt.attempt(recipe=recipe):
+            _work_together(app, recipe, group)
+    for taken in waiting:
+        app.queues.done(taken)
+
+
+def _by_recipe(events: Sequence[Taken[EventMessage]]) -> dict[str, list[Taken[EventMessage]]]:
+    groups: dict[str, list[Taken[EventMessage]]] = {}
+    for taken in events:
+        groups.setdefault(taken.message.recipe, []).append(taken)
+    return groups
+
+
+def _work_together(app: App, name: str, events: Sequence[Taken[EventMessage]]) -> None:
+    try:
+        recipe = app.recipe(name)
+    except MappingError:
+        LOG.error("events of a recipe that is not there any more were dropped", extra={"count": len(events)})  # noqa: TRY400
+        return
+    flow, run = app.flow(name), day_run(app, recipe.name, app.now())
+    works = [_work_of(taken) for taken in events]
+    works = _without_result(app, run, works, [taken.repeated for taken in events])
+    with attempt.attempt(run_id=run.run_id, correlation_id=run.run_id):
+        for batch in _one_each(works):  # the events of one record follow each other
+            items.prepare(flow, run, batch, create_references=True)
+            writing.finish(flow, run, batch)
+            _end(app, flow, run, batch, events)
+
+
+def _work_of(taken: Taken[EventMessage]) -> Work:
+    message = taken.message
+    return Work(
+        ItemModel(key=message.key),
+        page=page_of(message.event_id),
+        event_id=message.event_id,
+        owner=message.first_id or taken.id,
+        attempts=message.attempt,
+        first_sent_at=message.first_sent_at or message.received_at,
+        deleted=message.name == DELETED,
+    )
+
+
+def page_of(event_id: str) -> int:
+    """Return the page under which an event's result is kept."""
+    return int(hashlib.sha256(event_id.encode()).hexdigest(), 16) % EVENT_PAGES
+
+
+def _without_result(app: App, run: RunRow, works: list[Work], repeated: Sequence[bool]) -> list[Work]:
+    """Drop the events that have their result already: repeats of a message, or of the vendor's."""
+    asked = [work for work, again_ in zip(works, repeated, strict=True) if again_]
+    keys = [(f"{run.run_id}!{work.page:06d}", key_text(work.event_id)) for work in asked]
+    stored = app.tables.get_many(ResultRow, keys)
+    done = {id(work) for work, result in zip(asked, stored, strict=True) if result is not None}
+    return [work for work in works if id(work) not in done]
+
+
+def _one_each(works: Sequence[Work]) -> list[list[Work]]:
+    """Split works so that no batch holds a record twice."""
+    batches: list[dict[str, Work]] = []
+    for work in works:
+        batch = next((batch for batch in batches if work.key not in batch), None)
+        if batch is None:
+            batches.append(batch := {})
+        batch[work.key] = work
+    return [list(batch.values()) for batch in batches]
+
+
+def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Sequence[Taken[EventMessage]]) -> None:
+    """Store results, and send again what has to wait."""
+    by_event = {taken.message.event_id: taken for taken in events}
+    for work in works:
+        later = outcomes.settle_error(flow, work)
+        if later is not None:
+            taken = by_event[work.event_id]
+            message = again(
+                taken.message,
+                own_id=taken.id,
+                failed=later.counted,
+                reason=later.code,
+                problem=later.message,
+                now=app.now(),
+            )
+            app.queues.send(message, delay_s=later.delay_s)
+    results = [outcomes.result_of(flow, run, work) for work in works if work.outcome is not None]
+    store_results(flow, results)
+    runs.keep_open(app, run, results)
+
+
+# -- the day's run ------------------------------------------------------------------------------------------------
+
+
+def day_run(app: App, recipe: str, now: datetime) -> RunRow:
+    """Return the run that a recipe's events of today belong to, made now if this is the first one."""
+    midnight = datetime.combine(now.astimezone(app.settings.zone).date(), time(), app.settings.zone)
+    run_id = new_run_id(recipe, midnight, SUFFIX)
+    known = app.known_run(run_id)
+    if known is not None:
+        return known
+    declared = app.recipe(recipe)
+    runs.activate(app, declared)
+    run = RunRow(
+        run_id=run_id,
+        recipe=recipe,
+        kind=RunKind.EVENTS,
+        state=RunState.RUNNING,
+        window="events",
+        since=midnight,
+        until=midnight + timedelta(days=1),
+        started_by="webhook",
+        environment=app.environment(declared),
+        recipe_hash=declared.hash,
+        created_at=now,
+        started_at=now,
+        moved_at=now,
+    )
+    try:
+        run = app.tables.insert(run)
+    except RowExistsError as exc:
+        return exc.stored if isinstance(exc.stored, RunRow) else run
+    runs.look_again(app, run, runs.EVENTS_CHECK_S)
+    return run
