@@ -344,7 +344,7 @@ def serve_in_thread(*sims: Simulator, tls: ssl.SSLContext | None = None) -> Any:
             failure.append(exc)
             up.set()
         finally:
-            _drop_connections(loop)
+            drop_connections(loop)
             loop.close()
 
     thread = threading.Thread(target=work, name="simulators", daemon=True)
@@ -359,7 +359,7 @@ def serve_in_thread(*sims: Simulator, tls: ssl.SSLContext | None = None) -> Any:
         thread.join(10)
 
 
-def _drop_connections(loop: asyncio.AbstractEventLoop) -> None:
+def drop_connections(loop: asyncio.AbstractEventLoop) -> None:
     """Cut what is left open: a TLS connection waits up to 30 s for the client's farewell, and aiohttp cannot shorten that."""
     for transport in list(getattr(loop, "_transports", {}).values()):
         transport.abort()

@@ -35,7 +35,7 @@ from sandbox.host_config import read_settings
 from sandbox.mailbox import Mailbox
 from sandbox.processes import free_ports, port_answers, port_is_free, tied
 from sandbox.servicenow import ServiceNow
-from sandbox.simulator import Simulator, serve
+from sandbox.simulator import Simulator, drop_connections, serve
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".sandbox"
@@ -194,6 +194,8 @@ def running_in_thread(**options: Any) -> Iterator[Sandbox]:
                 loop.run_until_complete(run())
             except BaseException as exc:  # the starting thread raises it
                 answers.put(exc)
+            finally:
+                drop_connections(loop)
 
     thread = threading.Thread(target=work, name="sandbox", daemon=True)
     thread.start()
