@@ -13,6 +13,7 @@ SyncError
 """
 
 EXCERPT_CHARS = 300
+EXISTS_ALREADY = "exists_already"  # code of an AmbiguousWriteError: the vendor says that such a record is there
 
 
 class SyncError(Exception):

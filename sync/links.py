@@ -146,6 +146,12 @@ def release(flow: Flow, row: claims.R, *, keep: bool = False) -> None:
         return  # taken over meanwhile: it is the other's to give up
 
 
+def leave_in_doubt(flow: Flow, row: claims.R) -> None:
+    """Give a claim up after a create whose answer was lost: anybody may take it, and looks the record up first."""
+    if row.claim is not None:
+        store(flow, row.model_copy(update={"claim": row.claim.model_copy(update={"until": flow.now()})}))
+
+
 def identity(flow: Flow, record: str, rule: Sequence[str], values: Sequence[Value], link_key: str = "") -> IdentityRow:
     """Build the row under which a match rule's values are claimed; `record` is "connection.record"."""
     return IdentityRow(record=record, rule="+".join(rule), digest=flow.digests.of(list(values)), link_key=link_key)

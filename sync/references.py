@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from shared.clients.system import Key, Row, Scalar, Value, Write
-from shared.errors import AmbiguousWriteError, MappingError, RejectedError, SyncError
+from shared.errors import EXISTS_ALREADY, AmbiguousWriteError, MappingError, RejectedError, SyncError
 from shared.state.rows import IdentityRow, LinkRow, TargetRow
 from sync import links
 from sync.decide import asked_values, search_key
@@ -187,7 +187,7 @@ def _create(flow: Flow, find: Find, ask: Ask, rule: MatchRule, key: Key, blank: 
         return hidden
     if taken.create_by is not None:
         links.wait_for_create(flow, taken.create_by)
-    if taken.changed:  # somebody made it, or may have: look before making it again
+    if taken.changed or taken.create_by is not None:  # somebody made it, or may have: look before making it again
         found = _rows(flow, find.record, rule, {0: key})[0]
         if isinstance(found, SyncError):
             raise found
@@ -198,7 +198,8 @@ def _create(flow: Flow, find: Find, ask: Ask, rule: MatchRule, key: Key, blank: 
         row = links.renew(flow, row, ask.owner)
     answer = flow.target.write_rows(find.record, [Write(None, _new_fields(ask.inputs), _match(rule, key))])[0]
     if isinstance(answer, AmbiguousWriteError):
-        if taken.create_by is None or answer.code != "exists":
+        if taken.create_by is None or answer.code != EXISTS_ALREADY:
+            links.leave_in_doubt(flow, row)  # whoever asks next looks it up; this message may be done with it
             raise answer
         links.store(flow, row.model_copy(update={"claim": None, "refused_at": flow.now()}))
         return hidden

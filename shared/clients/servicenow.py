@@ -36,6 +36,7 @@ from shared.clients.servicenow_schema import (
 )
 from shared.clients.system import Changed, Key, Page, Paths, RecordType, Row, Value, Write, Written
 from shared.errors import (
+    EXISTS_ALREADY,
     AccessError,
     AmbiguousWriteError,
     MappingError,
@@ -223,8 +224,10 @@ class ServiceNow:
                 exc.code = "target_missing"
             raise
         except AmbiguousWriteError as exc:
-            if exc.code == EXISTS and not create:
-                raise RejectedError(exc.message, code=EXISTS, connection=exc.connection, status=exc.status) from None
+            if exc.code == EXISTS_ALREADY and not create:
+                raise RejectedError(
+                    exc.message, code=EXISTS_ALREADY, connection=exc.connection, status=exc.status
+                ) from None
             raise
         return self._read_written(record, write, shown, answer)
 
@@ -480,7 +483,6 @@ def _read_list(answer: Answer) -> list[dict[str, Any]]:
 
 # -- how ServiceNow speaks HTTP -------------------------------------------------------------------------------------------
 
-EXISTS = "exists_already"
 RULE_NAME = re.compile(r"Business Rule '([\w .,:()/-]{1,80})'")
 MANDATORY = re.compile(r"mandatory: ([\w ,.()/-]{1,160})")
 
@@ -506,7 +508,7 @@ def read_answer(answer: Answer) -> Reading | None:
 def _read_403(text: str) -> Reading:
     lower = text.lower()
     if "unique key" in lower or "duplicate entry" in lower:
-        return Reading(Meaning.EXISTS, EXISTS, "says that such a record exists already (403)")
+        return Reading(Meaning.EXISTS, EXISTS_ALREADY, "says that such a record exists already (403)")
     if "data policy" in lower:
         named = f": mandatory {match[1].strip()}" if (match := MANDATORY.search(text)) else ""
         return Reading(Meaning.REJECTED, "data_policy", f"refused the record by a data policy (403){named}")
