@@ -10,7 +10,14 @@ from typing import Any
 
 from shared import attempt
 from shared.clients.system import FieldKind, FieldType, Row, Write, Written
-from shared.errors import AmbiguousWriteError, MappingError, StateError, SyncError
+from shared.errors import (
+    AmbiguousWriteError,
+    MappingError,
+    RateLimitedError,
+    RejectedError,
+    StateError,
+    SyncError,
+)
 from shared.state.rows import LinkRow, Outcome, RunRow
 from sync import links
 from sync.decide import Action, Decision, agreement, comparable, same_value, search_key
@@ -62,12 +69,20 @@ def _claim(flow: Flow, run: RunRow, work: Work) -> None:
         if work.open and work.decided.action is Action.CREATE:
             _claim_first_value(flow, work)
         elif work.open and work.target is not None and not work.link.other_key:
-            links.own_target(flow, work.link, work.target.key)
+            _adopt(flow, work.link, work.target.key)
     except SyncError:
         _release(flow, work)
         raise
     if not work.open:
         _release(flow, work)
+
+
+def _adopt(flow: Flow, link: LinkRow, key: str) -> None:
+    """Make a matched target ours; when another record was faster, this one looks again: the match is not free any more."""
+    try:
+        links.own_target(flow, link, key)
+    except RejectedError as exc:
+        raise RateLimitedError(exc.message, code=exc.code, retry_after_s=1.0) from exc
 
 
 def _release(flow: Flow, work: Work) -> None:
