@@ -153,10 +153,9 @@ def scope(flow: Flow, work: Work) -> None:
         noun = flow.source_type().noun
         code = f"{noun}_not_active" if row.closed else "not_in_scope"
         work.end(Outcome.SKIPPED, code, f"The {noun} does not meet the recipe's condition and was never synced.")
-    elif gone.action is GoneAction.IGNORE:
-        work.end(
-            Outcome.SKIPPED, "left_scope", "The record no longer meets the recipe's condition; it is left as it is."
-        )
+    elif gone.action is not GoneAction.WRITE:
+        text = "was deleted" if work.deleted else "no longer meets the recipe's condition"
+        work.end(Outcome.SKIPPED, "left_scope", f"The record {text}; its target is left as it is.")
     elif work.link is not None and work.link.gone % 2:
         work.end(Outcome.UNCHANGED, "gone", "That the record is over has been written already.")
     else:
@@ -199,6 +198,8 @@ def needs_vendor(work: Work) -> bool:
 
 def resolve_references(flow: Flow, run: RunRow, works: Sequence[Work], *, create: bool) -> None:
     """Answer the `find` blocks, one field at a time for all records."""
+    from sync.nested import sync_found  # noqa: PLC0415  # the engine calls itself for the blocks inside a block
+
     for name, rule in flow.recipe.block.fields.items():
         if rule.find is None:
             continue
@@ -215,7 +216,10 @@ def resolve_references(flow: Flow, run: RunRow, works: Sequence[Work], *, create
         if not asks:
             continue
         try:
-            answers = references.resolve(flow, rule.find, asks, create=create)
+            if rule.find.write.may_change:  # the record is kept in step too: a batch of its own
+                answers = sync_found(flow, run, rule.find, list(zip(asking, asks, strict=True)))
+            else:
+                answers = references.resolve(flow, rule.find, asks, create=create)
         except (StateError, ConfigError):
             raise
         except SyncError as exc:

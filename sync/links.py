@@ -152,6 +152,13 @@ def leave_in_doubt(flow: Flow, row: claims.R) -> None:
         store(flow, row.model_copy(update={"claim": row.claim.model_copy(update={"until": flow.now()})}))
 
 
+def forget_identity(flow: Flow, blank: IdentityRow, key: str) -> None:
+    """Forget that a source record's target has a value, if it is that record's."""
+    stored = flow.tables.get(IdentityRow, blank.partition_key, blank.row_key)
+    if stored is not None and stored.link_key == key and stored.claim is None:
+        release(flow, stored)
+
+
 def identity(flow: Flow, record: str, rule: Sequence[str], values: Sequence[Value], link_key: str = "") -> IdentityRow:
     """Build the row under which a match rule's values are claimed; `record` is "connection.record"."""
     return IdentityRow(record=record, rule="+".join(rule), digest=flow.digests.of(list(values)), link_key=link_key)

@@ -139,7 +139,7 @@ def _by_link(flow: Flow, find: Block, ask: Ask) -> Reference | None:
     if source_key is None:
         return None
     target = f"{flow.recipe.target.connection}.{find.record}"
-    for kind in _kinds(flow, ask.field):
+    for kind in kinds_of(flow, ask.field):
         source = f"{flow.recipe.source.connection}.{kind}"
         pair = pair_name(source, target)
         link = LinkRow(pair=pair, side=source, key=str(source_key))
@@ -153,7 +153,7 @@ def _by_link(flow: Flow, find: Block, ask: Ask) -> Reference | None:
     return None
 
 
-def _kinds(flow: Flow, field: MappedField) -> tuple[str, ...]:
+def kinds_of(flow: Flow, field: MappedField) -> tuple[str, ...]:
     """Return the record types that a field's reference may point to; `.` is the recipe's own record."""
     if "." in field.rule.from_:
         return (flow.recipe.source.record,)

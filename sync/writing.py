@@ -68,6 +68,9 @@ def _claim(flow: Flow, run: RunRow, work: Work) -> None:
             _decide_anew(flow, run, work)
         if work.open and work.decided.action is Action.CREATE:
             _claim_first_value(flow, work)
+        elif work.open and work.target is not None and _moves(flow, work):
+            _check_free(flow, work, work.target.key)
+            _claim_first_value(flow, work)
         elif work.open and work.target is not None and not work.link.other_key:
             _adopt(flow, work.link, work.target.key)
     except SyncError:
@@ -159,6 +162,33 @@ def _claim_first_value(flow: Flow, work: Work) -> None:
         work.identity = links.renew(flow, taken.row.model_copy(update={"link_key": work.key}), work.owner)
 
 
+def _moves(flow: Flow, work: Work) -> bool:
+    """Tell whether a linked record is to get another value in its first match rule (a contact's new email)."""
+    linked = work.link is not None and bool(work.link.other_key)
+    return linked and any(name in work.decided.writes for name in flow.recipe.block.first_match)
+
+
+def _check_free(flow: Flow, work: Work, key: str) -> None:
+    """Look whether another record has the value already. Raises MappingError `ambiguous_match`."""
+    block = flow.recipe.block
+    first = [rule for rule in block.match if not rule.link][:1]
+    asks = [(work.fields, taken_by_other(flow, work))]
+    answer = find_matches(flow.target, block.record, flow.recipe.target_paths(), first, asks)[0]
+    if isinstance(answer, SyncError) or (answer is not None and answer.row.key != key):
+        names = " and ".join(block.first_match)
+        noun = flow.target_type().noun
+        raise MappingError(f"Another {noun} has the new {names} already; mend one of the two.", code="ambiguous_match")
+
+
+def _forget_value(flow: Flow, work: Work) -> None:
+    """Give up the claim on the value that a record had before it moved."""
+    names = flow.recipe.block.first_match
+    if work.target is None or not any(name in work.decided.writes for name in names):
+        return
+    old = [search_key(work.target.fields.get(name)) for name in names]
+    links.forget_identity(flow, links.identity(flow, flow.target_name, names, old), work.key)
+
+
 def _write_of(flow: Flow, work: Work) -> Write | None:
     """Build what goes to the vendor; None where only the link has something to remember."""
     decision = work.decided
@@ -212,7 +242,9 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
         if new and decision.action is Action.CREATE:
             links.own_target(flow, link, answer.key)
         if work.identity is not None:
-            links.store(flow, work.identity.model_copy(update={"claim": None, "key": answer.key}))
+            changes = {"claim": None, "key": answer.key, "link_key": work.key}
+            links.store(flow, work.identity.model_copy(update=changes))
+            _forget_value(flow, work)
     shown = answer.row.fields if answer is not None and answer.row is not None else None
     agreed, inputs, work.lost = agreement(
         decision, work.fields, flow.target_name, link if not new else None, work.target, shown, flow.digests
