@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 import xml.sax.saxutils
 from collections.abc import Sequence
 from datetime import datetime
@@ -29,6 +30,7 @@ FOR_EVER = -1
 MAX_PROBLEM_CHARS = 1_000
 MOST_TAKEN = 32  # by one call
 POISON = "-poison"
+CONNECT_SHARE = 0.4  # of a bounded send's time; the rest is for the answer
 
 LOG = logging.getLogger(__name__)
 
@@ -64,10 +66,12 @@ class Queues:
         self._side_by_side = side_by_side or SideBySide()
         self.operations = Operations()
 
-    def send(self, message: Message, delay_s: float = 0) -> None:
+    def send(self, message: Message, delay_s: float = 0, *, timeout_s: float | None = None) -> None:
         """Send a message that shows up after `delay_s` seconds, seven days at the most.
 
-        Raises StateError when storage does not take it, or when it is larger than a queue allows.
+        With `timeout_s` the send is tried once and given up after these seconds, for a caller who cannot wait; the
+        message may be there nevertheless. Raises StateError when storage does not take it, or when it is larger than a
+        queue allows.
         """
         kind, body = type(message).__name__, message.body()
         if (size := sent_bytes(body)) > MAX_BODY_BYTES:
@@ -75,7 +79,8 @@ class Queues:
                 f"An {kind} has {size:,} bytes; a queue takes {MAX_BODY_BYTES:,}", code="message_too_large"
             )
         hidden_s = min(max(0, math.ceil(delay_s)), MAX_DELAY_S)
-        self._send(message.QUEUE, body, hidden_s)
+        bound = {} if timeout_s is None else {"ends_at_s": time.monotonic() + timeout_s}
+        self._send(message.QUEUE, body, hidden_s, **bound)
 
     def send_many(self, messages: Sequence[Message], delay_s: float = 0) -> None:
         """Send messages side by side. Raises the first StateError after all were tried: the others may be sent."""
@@ -148,22 +153,23 @@ class Queues:
         """Create the queues that are not there yet."""
         self._side_by_side.map(self._create, names)
 
-    def _send(self, queue: str, body: str, hidden_s: int) -> None:
+    def _send(self, queue: str, body: str, hidden_s: int, ends_at_s: float | None = None) -> None:
         for last in (False, True):
             self.operations.add("send")
+            options = _bounds(ends_at_s)
             try:
-                self._client(queue).send_message(body, visibility_timeout=hidden_s, time_to_live=FOR_EVER)
+                self._client(queue).send_message(body, visibility_timeout=hidden_s, time_to_live=FOR_EVER, **options)
             except AzureError as exc:
                 if last or code_of(exc) != "QueueNotFound":
                     raise state_error(exc, f"send to the queue {queue}") from None
-                self._create(queue)
+                self._create(queue, ends_at_s)
             else:
                 return
 
-    def _create(self, queue: str) -> None:
+    def _create(self, queue: str, ends_at_s: float | None = None) -> None:
         self.operations.add("create_queue")
         try:
-            self._client(queue).create_queue()
+            self._client(queue).create_queue(**_bounds(ends_at_s))
         except ResourceExistsError:
             return
         except AzureError as exc:
@@ -174,6 +180,21 @@ class Queues:
         if client is None:
             client = self._clients[queue] = self._service.get_queue_client(self._prefix + queue)
         return client
+
+
+def _bounds(ends_at_s: float | None) -> dict[str, Any]:
+    """Return the SDK's options of a call that is made once and has ended by a moment of the monotonic clock."""
+    if ends_at_s is None:
+        return {}
+    left_s = ends_at_s - time.monotonic()
+    if left_s <= 0:
+        raise StateError("Storage did not answer in time")
+    return {
+        "retry_total": 0,
+        "connection_timeout": left_s * CONNECT_SHARE,
+        "read_timeout": left_s * (1 - CONNECT_SHARE),
+        "timeout": max(1, math.floor(left_s)),  # the service itself gives up, in whole seconds
+    }
 
 
 def poison_of(queue: str) -> str:

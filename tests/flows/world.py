@@ -140,10 +140,10 @@ class NotingQueues(Queues):
         self.due: dict[tuple[str, str], list[datetime]] = defaultdict(list)
         self.touched: set[str] = set()
 
-    def _send(self, queue: str, body: str, hidden_s: int) -> None:
+    def _send(self, queue: str, body: str, hidden_s: int, ends_at_s: float | None = None) -> None:
         self.touched.add(queue)
         self.due[queue, body].append(self._clock.now() + timedelta(seconds=hidden_s))
-        super()._send(queue, body, 0)
+        super()._send(queue, body, 0, ends_at_s)
 
 
 @dataclasses.dataclass

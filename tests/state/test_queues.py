@@ -1,12 +1,16 @@
 """Messages in queues: what they hold comes back, what does not fit is said, what is foreign is refused."""
 
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from azure.core.exceptions import ServiceResponseTimeoutError
+from azure.core.pipeline.transport import RequestsTransport
 
 from shared.errors import MappingError, StateError
 from shared.state.queues import MAX_BODY_BYTES, Queues, again, fit, parse, poison_of, sent_bytes
 from shared.state.rows import ItemModel, ItemsMessage, PageMessage, Prepared, RowModel, RunMessage
+from shared.state.storage import connect_queues
 
 NOON = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
 
@@ -144,3 +148,44 @@ def test_foreign_message_is_refused(text):
 
     assert caught.value.code == "not_ours"
     assert "secret" not in str(caught.value)
+
+
+class Hanging(RequestsTransport):
+    """Storage that never answers: uses up all the time it is given, without making anybody wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.granted_s: list[float] = []
+
+    def send(self, request, **options):
+        self.granted_s.append(options["connection_timeout"] + options["read_timeout"])
+        raise ServiceResponseTimeoutError("no answer")
+
+
+def test_bounded_send_is_tried_once_within_its_time(azurite, prefix):
+    """A caller who cannot wait gets a StateError: one request, and connecting and reading together stay below the bound."""
+    edge = Hanging()
+
+    with connect_queues(azurite.connection_string, transport=edge) as service, pytest.raises(StateError):
+        Queues(service, prefix).send(RunMessage(run_id="r"), timeout_s=5)
+
+    assert len(edge.granted_s) == 1
+    assert 0 < edge.granted_s[0] <= 5
+
+
+def test_bounded_send_creates_its_queue(queues, edge):
+    """A queue that is not there yet is made within the same bound."""
+    queues.send(RunMessage(run_id="r"), timeout_s=30)
+
+    assert queues.length("runs") == 1
+    assert len(edge.requests) == 4
+
+
+def test_bounded_send_ends_although_the_other_end_hangs(azurite, prefix):
+    """The SDK's own transport keeps to the bound when a server takes the connection and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        text = f"DefaultEndpointsProtocol=http;AccountName=a;AccountKey=a2V5;QueueEndpoint=http://127.0.0.1:{port}/a;"
+
+        with connect_queues(text) as service, pytest.raises(StateError, match="no answer"):
+            Queues(service, prefix).send(RunMessage(run_id="r"), timeout_s=0.2)
