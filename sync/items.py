@@ -288,12 +288,14 @@ def _match(flow: Flow, works: list[Work]) -> None:
             work.target, work.matched_by = answer.row, "+".join(answer.rule.fields)
 
 
-def taken_by_other(flow: Flow, work: Work) -> Callable[[str], bool]:
-    """Return a test of whether a target record belongs to another source record."""
+def taken_by_other(flow: Flow, work: Work) -> Callable[[str], str]:
+    """Return what tells which other source record a target record belongs to, if any."""
 
-    def taken(key: str) -> bool:
+    def taken(key: str) -> str:
         owner = links.owner_of_target(flow, key)
-        return owner is not None and (owner.link_side, owner.link_key) != (flow.source_name, work.key)
+        if owner is None or (owner.link_side, owner.link_key) == (flow.source_name, work.key):
+            return ""
+        return links.place_of(flow, owner.link_side, owner.link_key)
 
     return taken
 

@@ -152,6 +152,13 @@ def leave_in_doubt(flow: Flow, row: claims.R) -> None:
         store(flow, row.model_copy(update={"claim": row.claim.model_copy(update={"until": flow.now()})}))
 
 
+def place_of(flow: Flow, side: str, key: str) -> str:
+    """Return where a person finds the record under which a link stands."""
+    connection, _, record = side.partition(".")
+    system = flow.source if connection == flow.recipe.source.connection else flow.target
+    return system.url(record, key)
+
+
 def forget_identity(flow: Flow, blank: IdentityRow, key: str) -> None:
     """Forget that a source record's target has a value, if it is that record's."""
     stored = flow.tables.get(IdentityRow, blank.partition_key, blank.row_key)

@@ -14,8 +14,8 @@ from sync.decide import comparable, same_value, search_key
 from sync.mapping import Mapped
 from sync.recipe import MatchRule
 
-Owner = Callable[[str], bool]
-"""Tells whether a target record belongs to another source record already."""
+Owner = Callable[[str], str]
+"""Returns where a person finds the other source record that a target record belongs to; "" when it is free, or ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +110,7 @@ def _judge(
     if is_first:
         ours = [row for row in fitting if not taken(row.key)]
         if fitting and not ours:
-            name = "_".join(rule.fields)
-            return MappingError(
-                f"Another source record already has the record with this {' and '.join(rule.fields)}.",
-                code=f"{name}_shared",
-            )
+            return shared_error(rule.fields, taken(fitting[0].key))
         fitting = ours
     else:
         carried = first.fields if first else ()
@@ -127,6 +123,12 @@ def _judge(
             code="ambiguous_match",
         )
     return Match(fitting[0], rule, is_first) if fitting else None
+
+
+def shared_error(fields: Sequence[str], owner: str) -> MappingError:
+    """Build the error of a record whose match value belongs to another source record's target."""
+    text = f"Another record, {owner}, has the same {' and '.join(fields)} and was first. Mend one of the two."
+    return MappingError(text, code=f"{'_'.join(fields)}_shared")
 
 
 def _fits(rule: MatchRule, row: Row, mapped: Mapped) -> bool:

@@ -32,7 +32,7 @@ from sync.items import (
     settle_without_write,
     taken_by_other,
 )
-from sync.matching import find_matches
+from sync.matching import find_matches, shared_error
 from sync.work import LOST_ANSWER, Work, each
 
 
@@ -152,10 +152,7 @@ def _claim_first_value(flow: Flow, work: Work) -> None:
     taken = links.claim_identity(flow, blank, work.owner)
     if taken.row.key and taken.row.link_key != work.key:
         links.release(flow, taken.row, keep=True)
-        raise MappingError(
-            f"Another source record already has the record with this {' and '.join(names)}.",
-            code=f"{'_'.join(names)}_shared",
-        )
+        raise shared_error(names, links.place_of(flow, flow.source_name, taken.row.link_key))
     work.identity = taken.row
     if taken.create_by is not None:  # another record's create of this value is in doubt
         links.wait_for_create(flow, taken.create_by)
