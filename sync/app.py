@@ -1,6 +1,7 @@
 """The recipes of this installation together with the services they run on; what every trigger starts from."""
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +20,11 @@ from shared.state.rows import RunRow, newest_first, recipe_of
 from shared.state.tables import Tables
 from sync.flow import Flow, Limits
 from sync.recipe import Recipe
+from sync.recipe_faults import RecipeError
 from sync.recipe_loader import load_recipes
-from sync.recipe_rules import Capability, ConnectionFacts
+from sync.recipe_rules import Capability, ConnectionFacts, check_together
+
+LOG = logging.getLogger(__name__)
 
 RUN_MEMORY_S = 3.0  # how long a worker believes what it read of a run: a cancel is seen after this
 
@@ -30,7 +34,8 @@ class App:
     """Recipes and services."""
 
     settings: Settings
-    recipes: Mapping[str, Recipe]
+    recipes: Mapping[str, Recipe]  # the active ones
+    inactive: Mapping[str, tuple[str, ...]]  # recipes whose connections are not configured, and which are missing
     tables: Tables
     queues: Queues
     digests: Digests
@@ -41,6 +46,12 @@ class App:
 
     def recipe(self, name: str) -> Recipe:
         """Return a recipe. Raises MappingError `unknown_recipe` that lists what there is."""
+        if name in self.inactive:
+            missing = " and ".join(self.inactive[name])
+            raise MappingError(
+                f"{name} is not active: the connection {missing} is not configured (docs/settings.md).",
+                code="unknown_recipe",
+            )
         if name not in self.recipes:
             known = ", ".join(sorted(self.recipes))
             raise MappingError(f"There is no recipe {name[:80]!r}. There are: {known}.", code="unknown_recipe")
@@ -140,12 +151,14 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
 
     Raises ConfigError with everything that is wrong in the recipes, or missing for them in the settings.
     """
-    recipes = load_recipes(
-        folder,
-        settings=settings.recipe_values,
-        connections={name: _facts(connection) for name, connection in settings.connections.items()},
-        mixed_allowed=settings.allow_mixed_environments,
-    )
+    loaded = load_recipes(folder, settings=settings.recipe_values)
+    inactive = {name: missing for name, recipe in loaded.items() if (missing := _missing(settings, recipe))}
+    recipes = {name: recipe for name, recipe in loaded.items() if name not in inactive}
+    connections = {name: _facts(connection) for name, connection in settings.connections.items()}
+    if faults := check_together(recipes, connections, settings.allow_mixed_environments):
+        raise RecipeError(faults)
+    for name, missing in inactive.items():
+        LOG.info("recipe is not active", extra={"recipe": name, "connections": ", ".join(missing)})
     nobody = [recipe.name for recipe in recipes.values() if recipe.start.timed and not settings.recipients(recipe.name)]
     if nobody:
         wanted = ", ".join(f"NOTIFY__{name.upper()}" for name in nobody)
@@ -156,6 +169,7 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
     return App(
         settings=settings,
         recipes=recipes,
+        inactive=inactive,
         tables=services.tables,
         queues=services.queues,
         digests=settings.digests(),
@@ -164,6 +178,12 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
         now=lambda: datetime.now(UTC),
         runs=RunMemory(),
     )
+
+
+def _missing(settings: Settings, recipe: Recipe) -> tuple[str, ...]:
+    """Return the connections that a recipe needs and the settings do not have: it is then not active."""
+    needed = dict.fromkeys((recipe.source.connection, recipe.target.connection))
+    return tuple(name for name in needed if name not in settings.connections)
 
 
 def _facts(connection: Connection) -> ConnectionFacts:
