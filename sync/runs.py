@@ -404,7 +404,7 @@ def confirm_run(app: App, run_id: str, who: str) -> RunRow:
 
     Raises MappingError `unknown_run`, or `nothing_to_confirm` when it does not wait.
     """
-    run = _existing(app, run_id)
+    run = existing_run(app, run_id)
     if run.state is not RunState.AWAITING_CONFIRMATION:
         raise MappingError(
             f"Run {run_id} does not wait for a confirmation; it is {run.state}.", code="nothing_to_confirm"
@@ -416,15 +416,16 @@ def confirm_run(app: App, run_id: str, who: str) -> RunRow:
 
 def cancel_run(app: App, run_id: str, who: str) -> RunRow:
     """Stop a run: what is being written ends, nothing more is started. Raises MappingError `unknown_run`."""
-    run = _existing(app, run_id)
+    run = existing_run(app, run_id)
     if run.state.ended:
         raise MappingError(f"Run {run_id} has ended already; it is {run.state}.", code="run_ended")
     end_run(app, run, RunState.CANCELLED, error="Cancelled by a person.")
     audit(app, "cancel", who, run)
-    return _existing(app, run_id)
+    return existing_run(app, run_id)
 
 
-def _existing(app: App, run_id: str) -> RunRow:
+def existing_run(app: App, run_id: str) -> RunRow:
+    """Return a run. Raises MappingError `unknown_run`."""
     run = app.find_run(run_id)
     if run is None:
         raise MappingError(f"There is no run {run_id[:80]!r}.", code="unknown_run")

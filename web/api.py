@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from shared.addresses import check_recipient
 from shared.errors import ConfigError, MappingError, StateError, SyncError
-from sync import runs, views
+from sync import repairs, runs, views
 from sync.app import App
 from sync.recipe import Recipe
 from sync.windows import FORMS, Window, WindowKind, build_window
@@ -32,6 +32,7 @@ STATUS_OF = {
     "run_in_progress": 409,
     "nothing_to_confirm": 409,
     "run_ended": 409,
+    "nothing_to_repair": 409,
     "body_too_large": 413,
     "wrong_content_type": 415,
 }
@@ -144,12 +145,17 @@ def list_results(app: App, request: Request) -> Response:
 
 
 def change_run(app: App, request: Request) -> Response:
-    """Confirm or cancel a run."""
+    """Confirm or cancel a run, or repair what failed in it: all of it, or the records in `ids`."""
     run_id, action = request.route.get("run_id", ""), request.route.get("action", "")
     actions = {"confirm": runs.confirm_run, "cancel": runs.cancel_run}
-    if action not in actions:
-        raise MappingError(f"A run knows no {action[:40]!r}; there are {', '.join(actions)}.", code="unknown_action")
-    return _json(200, views.run_view(app, actions[action](app, run_id, "http")))
+    if action in actions:
+        return _json(200, views.run_view(app, actions[action](app, run_id, "http")))
+    if action not in repairs.ACTIONS:
+        known = ", ".join((*actions, *repairs.ACTIONS))
+        raise MappingError(f"A run knows no {action[:40]!r}; there are {known}.", code="unknown_action")
+    given = {name.lower(): value for name, value in request.query.items()} | _body_parameters(request)
+    keys = {key.strip() for key in given.get("ids", "").split(",")} - {""}
+    return _json(200, views.run_view(app, repairs.ACTIONS[action](app, runs.existing_run(app, run_id), "http", keys)))
 
 
 def health(app: App, request: Request) -> Response:  # noqa: ARG001  # the shape of every handler

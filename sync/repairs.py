@@ -1,0 +1,105 @@
+"""What a person can do about records that failed: try them again, skip them, or give up a link whose target is gone."""
+
+from collections.abc import Collection
+
+from shared.errors import MappingError
+from shared.state.rows import LinkRow, OpenRow, Outcome, RunRow, TargetRow, key_text
+from sync import links, runs
+from sync.app import App
+from sync.flow import Flow
+from sync.summaries import results_of
+from sync.windows import Window, WindowKind
+
+MOST_RECORDS = 10_000  # that one repair takes; a larger failure is a backfill
+
+
+def retry_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+    """Start a run over the records that failed in a run, or over some of them; the first run's results and mail stand.
+
+    Raises MappingError `nothing_to_repair`.
+    """
+    failed = _failed(app, run, keys)
+    window = Window(WindowKind.IDS, ids=tuple(sorted(failed)))
+    started = runs.start_run(app, app.recipe(run.recipe), window, started_by="retry", mail_to=tuple(run.mail_to))
+    runs.audit(app, "retry", who, run, f"{len(failed)} records as {started.run.run_id}")
+    return started.run
+
+
+def skip_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+    """Take the records that failed in a run, or some of them, off the list of what is taken along.
+
+    Raises MappingError `nothing_to_repair`.
+    """
+    failed = _failed(app, run, keys)
+    for key in failed:
+        app.tables.delete_key(OpenRow, run.recipe, key_text(key))
+    runs.audit(app, "skip", who, run, f"{len(failed)} records")
+    return run
+
+
+def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+    """Unlink the records whose target was gone in a run, and work them again: they are matched or created anew.
+
+    Raises MappingError `nothing_to_repair`.
+    """
+    gone = _failed(app, run, keys, reason="target_missing")
+    _unlink_all(app, run, gone)
+    window = Window(WindowKind.IDS, ids=tuple(sorted(gone)))
+    started = runs.start_run(app, app.recipe(run.recipe), window, started_by="retry", mail_to=tuple(run.mail_to))
+    runs.audit(app, "recreate", who, run, f"{len(gone)} records as {started.run.run_id}")
+    return started.run
+
+
+def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+    """Unlink the records whose target was gone in a run: their next change is matched or created anew.
+
+    Raises MappingError `nothing_to_repair`.
+    """
+    gone = _failed(app, run, keys, reason="target_missing")
+    _unlink_all(app, run, gone)
+    for key in gone:
+        app.tables.delete_key(OpenRow, run.recipe, key_text(key))
+    runs.audit(app, "unlink", who, run, f"{len(gone)} records")
+    return run
+
+
+ACTIONS = {
+    "retry": retry_failed,
+    "skip": skip_failed,
+    "recreate": recreate_missing,
+    "unlink": unlink_missing,
+}
+
+
+def _failed(app: App, run: RunRow, keys: Collection[str], reason: str = "") -> list[str]:
+    failed = dict.fromkeys(
+        result.record_key or result.key
+        for result in results_of(app, run)
+        if result.outcome is Outcome.FAILED and reason in ("", result.reason)
+    )
+    chosen = [key for key in failed if not keys or key in keys]
+    if not chosen:
+        what = f"failed with {reason}" if reason else "failed"
+        raise MappingError(f"No such record of run {run.run_id} {what}.", code="nothing_to_repair")
+    if len(chosen) > MOST_RECORDS:
+        raise MappingError(
+            f"{len(chosen):,} records are more than a repair takes ({MOST_RECORDS:,}); start a backfill.",
+            code="too_many_records",
+        )
+    return chosen
+
+
+def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> None:
+    flow = app.flow(run.recipe)
+    for link in links.find_links(flow, list(keys)).values():
+        if link is not None:
+            _unlink(flow, link)
+
+
+def _unlink(flow: Flow, link: LinkRow) -> None:
+    """Forget a pair: first the way back, last the link, so that an interrupted unlink can be repeated."""
+    target_key = links.target_key(flow, link)
+    if target_key:
+        back = TargetRow(pair=flow.pair, side=flow.target_name, key=target_key, link_side="", link_key="")
+        flow.tables.delete_key(TargetRow, back.partition_key, back.row_key)
+    flow.tables.delete(link)
