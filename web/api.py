@@ -153,7 +153,7 @@ def change_run(app: App, request: Request) -> Response:
     if action not in repairs.ACTIONS:
         known = ", ".join((*actions, *repairs.ACTIONS))
         raise MappingError(f"A run knows no {action[:40]!r}; there are {known}.", code="unknown_action")
-    given = {name.lower(): value for name, value in request.query.items()} | _body_parameters(request)
+    given = {name.lower(): value for name, value in request.query.items()} | dict(_body_parameters(request))
     keys = {key.strip() for key in given.get("ids", "").split(",")} - {""}
     return _json(200, views.run_view(app, repairs.ACTIONS[action](app, runs.existing_run(app, run_id), "http", keys)))
 
