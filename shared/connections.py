@@ -61,7 +61,10 @@ class BaseConnection(BaseModel):
     )
     url: str = setting(..., "the address of the system", "https://contoso.example.com")
     webhook_key: SecretStr | None = setting(
-        None, "the key that this system's webhooks must carry; empty: its webhooks are refused", "a long random text"
+        None,
+        "the key that this system's webhooks must carry; while rotating two, separated by a comma; empty: its webhooks "
+        "are refused",
+        "a long random text",
     )
     origin: str = setting(
         "", "the name by which its webhooks say where they come from; default: taken from the address", "contoso"
@@ -76,6 +79,12 @@ class BaseConnection(BaseModel):
     @classmethod
     def _check_url(cls, url: str, info: ValidationInfo) -> str:
         return check_host(url, cls.HOSTS, cls.HOST_HINT, allowed=bool(info.data.get("unlisted_host")))
+
+    @property
+    def webhook_keys(self) -> tuple[str, ...]:
+        """Return the keys that its webhooks may carry; empty: none may."""
+        text = self.webhook_key.get_secret_value() if self.webhook_key else ""
+        return tuple(key.strip() for key in text.split(",") if key.strip())
 
     @property
     def host(self) -> str:
@@ -134,6 +143,19 @@ class Dynamics365Connection(BaseConnection):
     concurrency: int = setting(8, "calls at the same time over all workers; the vendor allows 52", "8", ge=1, le=52)
     transaction_s: float = setting(
         120, "seconds after which a request that was given up can no longer take effect", "120", gt=0
+    )
+
+    webhook_header: str = setting(
+        "x-functions-key",
+        "the header that carries the webhooks' key, where they are registered with HttpHeader",
+        "x-functions-key",
+        pattern=r"^[A-Za-z0-9-]+$",
+    )
+    webhook_parameter: str = setting(
+        "key",
+        "the name before the webhooks' key, where they are registered with HttpQueryString; WebhookKey needs none",
+        "key",
+        pattern=r"^[A-Za-z0-9_.-]+$",
     )
 
     @field_validator("authority")

@@ -109,7 +109,15 @@ def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Pe
         connect_s=connection.connect_timeout_s,
         read_s=connection.read_timeout_s,
     )
-    return Dynamics365(http, organization_url=connection.url, page_size=connection.page_size)
+    return Dynamics365(
+        http,
+        organization_url=connection.url,
+        page_size=connection.page_size,
+        webhook_keys=connection.webhook_keys,
+        organization=connection.organization,
+        webhook_header=connection.webhook_header,
+        webhook_parameter=connection.webhook_parameter,
+    )
 
 
 def _build_servicenow(name: str, connection: ServiceNowConnection, permits: Permits) -> System:

@@ -26,9 +26,22 @@ from shared.clients.dynamics365_query import (
     join_filters,
     read_time,
 )
+from shared.clients.dynamics365_webhook import WebhookRules, read_event
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
 from shared.clients.lookups import check_values, keep_asked
-from shared.clients.system import Changed, FieldKind, FieldType, Key, Page, Paths, RecordType, Row, Scalar
+from shared.clients.system import (
+    Changed,
+    Event,
+    FieldKind,
+    FieldType,
+    Key,
+    Page,
+    Paths,
+    RecordType,
+    Row,
+    Scalar,
+    Webhook,
+)
 from shared.errors import RejectedError, TransientError
 
 SYSTEM = "Dynamics 365"
@@ -53,7 +66,7 @@ LINK_EXPIRED = (400, 404, 410, 412)  # the link was the vendor's own: it no long
 
 
 class Dynamics365:
-    """One environment: System and Source.
+    """One environment: System, Source and Sender.
 
     A path ends in a column (`title`), in a lookup (`owninguser`: its id) or in a navigation property that leads to one
     kind of record (`customerid_contact`: its id, None if the customer is an account).
@@ -62,9 +75,19 @@ class Dynamics365:
     transaction_s = 120.0  # Dataverse's own limit of an operation is two minutes
 
     def __init__(
-        self, http: HttpConnection, *, organization_url: str, page_size: int = 100, web_url: str | None = None
+        self,
+        http: HttpConnection,
+        *,
+        organization_url: str,
+        page_size: int = 100,
+        web_url: str | None = None,
+        webhook_keys: tuple[str, ...] = (),
+        organization: str = "",
+        webhook_header: str = WebhookRules.header,
+        webhook_parameter: str = WebhookRules.parameter,
     ) -> None:
         self._http = http
+        self._webhooks = WebhookRules(http.connection, webhook_keys, organization, webhook_header, webhook_parameter)
         self._web_url = (web_url or organization_url).rstrip("/")
         self._page_size = max(1, min(page_size, MAX_PAGE_SIZE))
         self._tables: dict[str, Table] = {}
@@ -154,6 +177,13 @@ class Dynamics365:
         # The page size is not kept in a link: it is sent again with every page.
         headers = HEADERS | ({"Prefer": f"odata.maxpagesize={rows}"} if rows else {})
         return self._http.call("GET", target, action=action, safe=True, query=query, headers=headers)
+
+    # -- Sender -------------------------------------------------------------------------------------------------------
+
+    def read_events(self, request: Webhook) -> list[Event]:
+        self._webhooks.check_key(request)
+        self._webhooks.check_origin(request)
+        return [read_event(request)]
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
