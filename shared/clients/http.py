@@ -25,6 +25,7 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
 from shared import attempt
+from shared.clients.breaker import OUTAGES, Breaker
 from shared.clients.system import Permits
 from shared.errors import (
     AccessError,
@@ -73,6 +74,7 @@ class Reading:
     meaning: Meaning
     code: str = ""  # reason code of the error; empty: the error's own
     reason: str = ""  # what happened, to follow "ServiceNow ", without any value of a record
+    pause_s: float | None = None  # of LIMITED, where the vendor has no Retry-After; None: a short one that grows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Dialect:
     system: str  # the name people know: "ServiceNow"
     read_answer: Callable[[Answer], Reading | None] = lambda _: None  # None: as its status says
     request_id_header: str = ""  # of answers
+    request_id_member: str = ""  # of answers that are JSON objects
     correlation_header: str = ""  # of requests, where the vendor accepts one
 
 
@@ -150,6 +153,7 @@ class HttpConnection:
         self._verify = environment["verify"] or True
         self._lock = threading.Lock()
         self._default_pause_s, self._pause_ends_at_s = MIN_PAUSE_S, 0.0
+        self._breaker = Breaker(permits, now_s)
 
     def call(
         self,
@@ -231,6 +235,10 @@ class HttpConnection:
             with self._lock:
                 self.calls += 1
             answer = self._exchange(call, auth_headers)
+        if answer.status in OUTAGES:
+            self._breaker.unanswered()
+        else:
+            self._breaker.answered()
         reading = self.dialect.read_answer(answer) or read_status(answer, wants_json=call.wants_json)
         if reading is None:
             self._default_pause_s = MIN_PAUSE_S
@@ -265,6 +273,7 @@ class HttpConnection:
             return Answer(response.status_code, response.headers, body, _parse_json(body))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             reading = read_exception(exc)
+        self._breaker.unanswered()
         # Outside of the except block: the cause's text holds the URL, and with it the values that were asked for.
         return self._fail(call, None, reading)
 
@@ -303,6 +312,8 @@ class HttpConnection:
     def _pause_if_asked(self, answer: Answer | None, reading: Reading) -> float:
         limited = reading.meaning is Meaning.LIMITED
         named_s = read_retry_after(answer.headers) if answer and (limited or answer.status == 503) else None
+        if named_s is None:
+            named_s = reading.pause_s
         if named_s is None and not limited:
             return 0.0
         pause_s = max(named_s, MIN_PAUSE_S) if named_s is not None else self._grow_pause()
@@ -319,6 +330,8 @@ class HttpConnection:
 
     def _facts(self, call: _Call, answer: Answer | None = None) -> dict[str, Any]:
         request_id = answer.headers.get(self.dialect.request_id_header, "") if answer else ""
+        if answer and isinstance(answer.data, dict):
+            request_id = request_id or str(answer.data.get(self.dialect.request_id_member) or "")
         return {
             "connection": self.connection,
             "method": call.method,
