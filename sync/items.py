@@ -35,9 +35,9 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     Afterwards a work is settled (unchanged, skipped, failed), or it knows its link, its references and its target.
     With `create_references` False, references that do not exist yet stand in `missing` instead of being made.
     """
-    _read(flow, works)
+    read_records(flow, works)
     each(works, lambda work: map_work(flow, work))
-    _load_links(flow, run, works)
+    load_links(flow, run, works)
     each(works, lambda work: scope(flow, work))
     each(works, lambda work: decide_work(flow, run, work))
     pending = [work for work in works if work.open and needs_vendor(work)]
@@ -91,7 +91,7 @@ def _load_link(data: dict[str, Any] | None) -> LinkRow | None:
     return LinkRow.model_validate(data) if data else None
 
 
-def _read(flow: Flow, works: Sequence[Work]) -> None:
+def read_records(flow: Flow, works: Sequence[Work]) -> None:
     """Read the records that did not come with their message."""
     unread = [work for work in works if work.open and work.row is None]
     if not unread:
@@ -103,7 +103,7 @@ def _read(flow: Flow, works: Sequence[Work]) -> None:
     except RejectedError as exc:
         if len(unread) > 1:  # one bad id must not spoil its neighbours
             for work in unread:
-                _read(flow, [work])
+                read_records(flow, [work])
         else:
             unread[0].error = exc
         return
@@ -131,7 +131,8 @@ def map_work(flow: Flow, work: Work) -> None:
         work.mapped = map_record(flow.recipe.block, row, flow.target_type(), flow.find_types())
 
 
-def _load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    """Find the links of a batch, unless nothing can be linked yet."""
     unlooked = [work for work in works if work.open and not work.linked]
     if not run.first_run:
         found = links.find_links(flow, [work.key for work in unlooked])
@@ -243,11 +244,12 @@ def look_targets_up(flow: Flow, works: Sequence[Work]) -> None:
         if work.open and work.mapped is not None:
             work.mapped = with_references(work.mapped, work.references)
     ready = [work for work in works if work.open and not work.matched and not work.missing]
-    _guarded(flow, [work for work in ready if work.link and work.link.other_key], _read_targets)
-    _guarded(flow, [work for work in ready if not (work.link and work.link.other_key)], _match)
+    guarded(flow, [work for work in ready if work.link and work.link.other_key], read_targets)
+    guarded(flow, [work for work in ready if not (work.link and work.link.other_key)], _match)
 
 
-def _guarded(flow: Flow, works: list[Work], step: Callable[[Flow, list[Work]], None]) -> None:
+def guarded(flow: Flow, works: list[Work], step: Callable[[Flow, list[Work]], None]) -> None:
+    """Do a step that asks a vendor for many records; when it fails, it fails for all of them."""
     if not works:
         return
     try:
@@ -259,7 +261,8 @@ def _guarded(flow: Flow, works: list[Work], step: Callable[[Flow, list[Work]], N
             work.error = work.error or exc
 
 
-def _read_targets(flow: Flow, works: list[Work]) -> None:
+def read_targets(flow: Flow, works: list[Work]) -> None:
+    """Read the linked targets of a batch together."""
     keys = [links.target_key(flow, work.link) for work in works if work.link]
     rows = flow.target.fetch_rows(
         flow.recipe.target.record, flow.recipe.target_paths(), (), [(key,) for key in dict.fromkeys(keys)]

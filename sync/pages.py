@@ -34,6 +34,7 @@ from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
 from sync.recipe import GoneAction
+from sync.verify import verify
 from sync.work import Work
 
 LOG = logging.getLogger(__name__)
@@ -195,7 +196,10 @@ def _fan_out(
     there is, so that the guard can be asked at once.
     """
     works = items.works_of(models, page=page, owner=owner)
-    items.prepare(flow, run, works, create_references=may_create)
+    if run.verify:
+        verify(flow, run, works)
+    else:
+        items.prepare(flow, run, works, create_references=may_create)
     digests = sorted({digest for work in works for digest in work.missing})
     if digests and only and len(digests) <= app.settings.max_new_users:
         items.create_missing(flow, run, works)

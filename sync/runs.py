@@ -34,7 +34,7 @@ from shared.state.rows import (
 from shared.state.tables import RowChangedError, RowExistsError
 from sync.app import App
 from sync.recipe import Recipe
-from sync.windows import Window, WindowKind, bounds
+from sync.windows import Window, WindowKind, bounds, parse_window
 
 LOG = logging.getLogger(__name__)
 
@@ -67,14 +67,18 @@ def start_run(
     started_by: str,
     mail_to: tuple[str, ...] = (),
     preview: bool = False,
+    verify: bool = False,
 ) -> Started:
     """Start a run of a recipe over a window, or join the one that is running over the same window.
+
+    A `preview` decides everything and writes nothing; `verify` compares source and target and writes nothing.
 
     Raises MappingError `run_in_progress` when another window is running.
     """
     kind = _kind(window)
     for _ in range(START_TRIES):
-        run = app.tables.insert(_new_run(app, recipe, window, kind, started_by, mail_to, preview))
+        run = _new_run(app, recipe, window, kind, started_by, mail_to, preview or verify)
+        run = app.tables.insert(run.model_copy(update={"verify": verify}))
         other = _take_slot(app, run) if kind in (RunKind.WINDOW, RunKind.BACKFILL) else None
         if other is None:
             app.queues.send(PageMessage(run_id=run.run_id, first_sent_at=app.now()))
@@ -83,7 +87,7 @@ def start_run(
             LOG.info("run started", extra={"run_id": run.run_id, "recipe": recipe.name})
             return Started(run, joined=False)
         app.tables.delete(run)
-        if (other.window, other.preview) != (run.window, run.preview):
+        if (other.window, other.preview, other.verify) != (run.window, run.preview, run.verify):
             raise MappingError(
                 f"Run {other.run_id} ({other.window or 'events'}{', preview' if other.preview else ''}) is in progress; "
                 f"start again when it has ended.",
@@ -168,7 +172,9 @@ def _since_last_run(app: App, recipe: Recipe, cursor: CursorRow) -> datetime:
 def _take_slot(app: App, run: RunRow) -> SlotRow | None:
     """Take the recipe's slot for a run; None when it is ours, else whose it is."""
     kind: Literal["window", "backfill"] = "window" if run.kind is RunKind.WINDOW else "backfill"
-    slot = SlotRow(recipe=run.recipe, kind=kind, run_id=run.run_id, window=run.window, preview=run.preview)
+    slot = SlotRow(
+        recipe=run.recipe, kind=kind, run_id=run.run_id, window=run.window, preview=run.preview, verify=run.verify
+    )
     try:
         app.tables.insert(slot)
     except RowExistsError as exc:
@@ -463,13 +469,25 @@ def _close(app: App, run: RunRow) -> None:
     stopped = run.state in (RunState.FAILED, RunState.CANCELLED)
     if run.moves_cursor and run.until is not None and not stopped:
         _move_cursor(app, run)
-    if run.mail_state is MailState.OWED:
+    in_order = run.verify and run.started_by == "backfill" and not run.counts.get(Outcome.FAILED.value) and not stopped
+    if run.mail_state is MailState.OWED and in_order:  # nobody asked for it, and there is nothing to say
+        app.change_run(run.run_id, mail_state=MailState.NONE)
+    elif run.mail_state is MailState.OWED:
         app.queues.send(SummaryMessage(run_id=run.run_id))
     _free_slot(app, run)
     if not stopped and not run.preview and run.kind is RunKind.WINDOW:
         for recipe in app.recipes.values():
             if recipe.start.after == run.recipe:
                 start_run(app, recipe, Window(WindowKind.SINCE_LAST_RUN), started_by=f"after:{run.recipe}")
+    if run.kind is RunKind.BACKFILL and not run.preview and not stopped:
+        start_run(
+            app,
+            app.recipe(run.recipe),
+            parse_window(run.window),
+            started_by="backfill",
+            mail_to=tuple(run.mail_to),
+            verify=True,
+        )
     app.change_run(run.run_id, closed=True)
     LOG.info("run ended", extra={"run_id": run.run_id, "recipe": run.recipe, "state": run.state.value})
 

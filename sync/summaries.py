@@ -131,7 +131,7 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
                 access = access or result.message
     return SummaryFacts(
         to=tuple(run.mail_to),
-        title=recipe.title,
+        title=f"Verification: {recipe.title}" if run.verify else recipe.title,
         environment=run.environment,
         status_url=f"{app.settings.app_url}/api/runs/{run.run_id}",
         zone=app.settings.zone,
@@ -152,7 +152,7 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
         access_error=access,
         run_id=run.run_id,
         state=run.state,
-        preview=run.preview,
+        preview=run.preview and not run.verify,
         window=run.window,
         since=run.since,
         until=run.until,

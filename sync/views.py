@@ -22,6 +22,7 @@ def run_view(app: App, run: RunRow) -> dict[str, Any]:
         "state": run.state,
         "environment": run.environment,
         "preview": run.preview,
+        "verify": run.verify,
         "window": run.window,
         "since": _time(run.since),
         "until": _time(run.until),

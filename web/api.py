@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 MAX_IDS = 500  # of one start; their text has to fit into the run's row
 MAX_VALUE_CHARS = 100  # of a window, a time, an id
-START_PARAMETERS = ("email", "window", "from", "to", "ids", "preview")
+START_PARAMETERS = ("email", "window", "from", "to", "ids", "preview", "verify")
 KEY_PARAMETERS = ("code", "clientid")  # the host's own: the function key
 
 STATUS_OF = {
@@ -110,8 +110,8 @@ def start_sync(app: App, request: Request) -> Response:
     given = _parameters(request)
     address = check_recipient(given.get("email"), app.settings.allowed_mail_domains)
     window = _window(recipe, given)
-    preview = _flag(given, "preview")
-    started = runs.start_run(app, recipe, window, started_by="http", mail_to=(address,), preview=preview)
+    preview, verify = _flag(given, "preview"), _flag(given, "verify")
+    started = runs.start_run(app, recipe, window, started_by="http", mail_to=(address,), preview=preview, verify=verify)
     sentence = (
         f"{recipe.title}: the background job {'is running already; you are told of its result' if started.joined else 'has started'}"
         f"{' as a preview, which writes nothing' if preview else ''}. The summary goes to the address you gave."

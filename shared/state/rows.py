@@ -136,6 +136,7 @@ class RunRow(StateRow):
     kind: RunKind
     state: RunState = RunState.QUEUED
     preview: bool = False  # decides everything, writes nothing
+    verify: bool = False  # compares source and target, writes nothing; a preview as well
     window: str = ""  # canonical text of the window, "" for events
     since: datetime | None = None  # aware UTC, inclusive
     until: datetime | None = None  # aware UTC, exclusive; from the vendor's clock, fixed at the start
@@ -383,6 +384,7 @@ class SlotRow(StateRow):
     run_id: str
     window: str
     preview: bool = False
+    verify: bool = False
 
     @property
     def partition_key(self) -> str:
@@ -394,16 +396,17 @@ class SlotRow(StateRow):
 
 
 class AuditRow(StateRow):
-    """Who did what, newest first within a month."""
+    """Who did what, newest first within a month. Webhooks that were not taken are one row per day, recipe and reason."""
 
     TABLE: ClassVar[str] = "audit"
 
     at: datetime
-    action: str  # start, retry, skip, cancel, confirm, export, import, recipe_changed
-    who: str  # digest of a person's address, or timer, poll, app
+    action: str  # start, retry, skip, cancel, confirm, export, import, recipe_changed, webhook_refused, webhook_ignored
+    who: str  # digest of a person's address, or timer, poll, app, webhook
     recipe: str = ""
     run_id: str = ""
     detail: str = ""
+    count: int = 1  # how often, where it is counted
     suffix: str = ""
 
     @property
