@@ -41,12 +41,18 @@ class Azurite:
     """A running Azurite: blob, queue and table service on loopback ports.
 
     Without a folder all is in memory. With one, data outlives `restart` and this object; Azurite writes it down every
-    few seconds and when it stops, so `kill` can lose the last of it.
+    few seconds and when it stops, so `kill` can lose the last of it. `access_log` is a file that gets one line per request.
     """
 
-    def __init__(self, folder: Path | None = None, ports: tuple[int, int, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        ports: tuple[int, int, int] | None = None,
+        access_log: Path | None = None,
+    ) -> None:
         self._folder = folder
         self._given_ports = ports
+        self._access_log = access_log
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self.ports: tuple[int, ...] = ports or ()
@@ -114,9 +120,10 @@ class Azurite:
         names = ("blob", "queue", "table")
         flags = [part for name, port in zip(names, self.ports, strict=True) for part in (f"--{name}Port", str(port))]
         where = ["--location", str(self._folder)] if self._folder else ["--inMemoryPersistence"]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _forget
+        quiet = [] if self._access_log else ["--silent"]
+        self._errors = self._access_log.open("w+b") if self._access_log else tempfile.TemporaryFile()  # noqa: SIM115 - closed by _forget
         self._process = subprocess.Popen(
-            tied([*command, *where, *flags, "--skipApiVersionCheck", "--disableTelemetry", "--silent"]),
+            tied([*command, *where, *flags, "--skipApiVersionCheck", "--disableTelemetry", *quiet]),
             cwd=self._folder or tempfile.gettempdir(),
             env=os.environ | {"AZURITE_ACCOUNTS": f"{self.account}:{self.key}"},
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,1 @@
+"""Measurements: not deployed, not imported by the product, never part of the tests."""

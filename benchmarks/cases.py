@@ -1,0 +1,403 @@
+"""`python -m benchmarks.cases`: cases become incidents against a fast stub of both vendors; one table, one file of results.
+
+Every row starts its own storage emulator, stub and host, and ends them. Options take lists (`--latency-ms 0,25,100`);
+every combination is a row. How things are counted:
+
+- vendor calls: by the stub, from the start of the run to its end, schema calls and sign-in apart;
+- storage operations: requests in the emulator's access log in the same time, whoever sent them: workers and the host's
+  queue listeners, the polls of empty queues included;
+- CPU: user and system time of the workers alone, from /proc; memory: the largest VmHWM of a worker;
+- a run over a few other cases comes first, so that every worker knows the schemas: its first write is `cold s`;
+- cases/s: over the time from the HTTP start to the last write's answer, and to the end of the run.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import certifi
+
+from benchmarks.capture import RECIPE, capture
+from benchmarks.stub import WARM_UP
+from sandbox.azurite import Azurite
+from sandbox.certificates import make_certificates
+from sandbox.dynamics365 import Dynamics365
+from sandbox.dynamics365_login import EntraLogin
+from sandbox.host import Host
+from sandbox.mailbox import Mailbox
+from sandbox.processes import stop_process
+from sandbox.simulator import serve_in_thread
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "completed_with_failures")
+LEAST_STUB = 3_000  # requests/s; below that the stub, not the product, is measured
+CLOCK_HZ = os.sysconf("SC_CLK_TCK")
+ACCESS = re.compile(r'"(\w+) /\w+/([\w$-]+)?(/messages|\()?')
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """One row's parameters."""
+
+    cases: int
+    latency_ms: float
+    workers: int
+    mode: str  # new, changed, unchanged
+    lane: str  # single, bulk
+    cap: int
+
+
+# -- the stub as a process ------------------------------------------------------------------------------------------------
+
+
+class Stub:
+    """The stub as a child process."""
+
+    def __init__(self, captured: Path, cases: int) -> None:
+        ready, theirs = os.pipe()
+        command = [sys.executable, "-m", "benchmarks.stub", "--captured", str(captured), "--cases", str(cases)]
+        self._process = subprocess.Popen(
+            [*command, "--ready-fd", str(theirs), "--parent", str(os.getpid())], cwd=ROOT, pass_fds=(theirs,)
+        )
+        os.close(theirs)
+        with os.fdopen(ready) as stream:
+            self.url = f"http://localhost:{stream.read()}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        stop_process(self._process, 2)
+
+    def ask(self, control: str) -> Json:
+        """Use one of the stub's controls and return what it has counted."""
+        with urllib.request.urlopen(f"{self.url}/_stub/{control}", timeout=60) as answer:
+            return dict(json.load(answer))
+
+
+def run_bare(stub: Stub, *flags: str) -> Json:
+    """Run the bare program and return what it prints."""
+    command = [sys.executable, "-m", "benchmarks.bare", "--url", stub.url, *flags]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    return dict(json.loads(done.stdout))
+
+
+def measure_stub(stub: Stub) -> float:
+    """Return how many requests a second the stub answers without latency, to two callers."""
+    stub.ask("latency/0")
+    flags = ["--url", stub.url, "--cap", "26", "--load-s", "1.5"]
+    command = [sys.executable, "-m", "benchmarks.bare", *flags]
+    callers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    rates = [json.loads(caller.communicate(timeout=60)[0])["requests_per_s"] for caller in callers]
+    stub.ask("forget")
+    return float(sum(rates))
+
+
+# -- one row --------------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """What all rows share: the login, the mailbox, and the answers that were captured."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        context, authority = make_certificates(folder)
+        bundle = folder / "bundle.pem"
+        bundle.write_text(Path(certifi.where()).read_text() + authority.read_text())
+        os.environ["REQUESTS_CA_BUNDLE"] = str(bundle)
+        crm, self.box = Dynamics365(), Mailbox("plain")
+        login = EntraLogin(crm.tokens)
+        login_port = stack.enter_context(serve_in_thread(login, tls=context))[0]
+        stack.enter_context(serve_in_thread(self.box))
+        self.captured = folder / "captured.json"
+        example = json.loads((ROOT / "local.settings.example.json").read_text())["Values"]
+        self.env = example | {
+            "REQUESTS_CA_BUNDLE": str(bundle),
+            "MAIL__PORT": str(self.box.smtp_port),
+            "CONNECTIONS__DYNAMICS365__AUTHORITY": f"https://localhost:{login_port}",
+        }
+        with Azurite() as storage:
+            settings = self.env | {"AzureWebJobsStorage": storage.connection_string}
+            capture(settings, login, crm, f"https://localhost:{login_port}", self.captured)
+
+    def measure(self, setup: Setup, profile: Path | None) -> Json:
+        """Run one row and return its numbers."""
+        log = self.folder / "access.log"
+        with Stub(self.captured, setup.cases) as stub, Azurite(access_log=log) as storage:
+            sustained = measure_stub(stub)
+            stub.ask(f"latency/{setup.latency_ms}")
+            bare = run_bare(stub, "--cap", str(setup.cap))
+            stub.ask("forget")
+            app_dir = _profiled_app(self.folder, profile) if profile else ROOT
+            with Host(
+                app_dir, self._env(setup, stub, storage), workers=setup.workers, port=0, log_level="Warning"
+            ) as host:
+                cold_s = _warm_up(host, stub)
+                if setup.mode != "new":
+                    _run(host, setup.cases)
+                if setup.mode == "changed":
+                    stub.ask("touch")
+                stub.ask("clear")
+                before, skip = _usage(host), log.stat().st_size
+                started_at = time.time()
+                run = _run(host, setup.cases)
+                after, counted = _usage(host), stub.ask("counts")
+                operations = _count_storage(log, skip)
+                troubles = [line for line in host.lines if "ERROR" in line or "WARNING" in line]
+        return _numbers(setup, run, started_at, before, after, counted, operations, bare, sustained, troubles) | {
+            "cold_first_write_s": cold_s
+        }
+
+    def _env(self, setup: Setup, stub: Stub, storage: Azurite) -> dict[str, str]:
+        return self.env | {
+            "AzureWebJobsStorage": storage.connection_string,
+            "CONNECTIONS__DYNAMICS365__URL": stub.url,
+            "CONNECTIONS__SERVICENOW__URL": stub.url,
+            "CONNECTIONS__SERVICENOW__CONCURRENCY": str(setup.cap),
+            "BULK_ABOVE": "0" if setup.lane == "bulk" else "100000000",
+        }
+
+
+def _warm_up(host: Host, stub: Stub) -> float:
+    """Let every worker read the schemas; return the seconds from the first HTTP start ever to the first incident."""
+    stub.ask("swap")
+    stub.ask("clear")
+    started_at = time.time()
+    _run(host, WARM_UP)
+    first_write_at = float(stub.ask("swap")["first_write_at"])
+    return first_write_at - started_at
+
+
+def _run(host: Host, cases: int) -> Json:
+    """Start a run over everything and wait for its end."""
+    started_s, longest_s = time.monotonic(), 120 + cases / 4
+    started = _get(f"{host.url}/api/sync/{RECIPE}?Email=bench@example.com&window=last_days:3")
+    while True:
+        time.sleep(0.25)
+        run = _get(f"{host.url}/api/runs/{started['run_id']}")
+        if run["state"] in ENDED:
+            break
+        if time.monotonic() - started_s > longest_s:
+            said = "\n".join(host.lines[-40:])
+            raise TimeoutError(f"the run did not end within {longest_s:.0f} s: {run} {host.state()}\n{said}")
+    done = sum(run["counts"].values())
+    if run["state"] != "completed" or done != cases:
+        raise RuntimeError(f"the run is not what was to be measured: {run}\n" + "\n".join(host.lines[-40:]))
+    return run
+
+
+def _get(url: str) -> Json:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers={"Accept": "application/json"}), timeout=60
+    ) as answer:
+        return dict(json.load(answer))
+
+
+def _usage(host: Host) -> dict[str, float]:
+    """Return the workers' CPU seconds and the largest memory peak, in MB."""
+    cpu_s, peak_mb = 0.0, 0.0
+    for pid in host.state()["workers"]:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        cpu_s += (int(fields[11]) + int(fields[12])) / CLOCK_HZ
+        status = Path(f"/proc/{pid}/status").read_text()
+        peak_mb = max(peak_mb, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)  # type: ignore[index]  # Linux has it
+    return {"cpu_s": cpu_s, "peak_mb": peak_mb}
+
+
+def _count_storage(log: Path, skip: int) -> Counter[str]:
+    """Count requests by kind: `POST links`, `GET items/messages`, `POST $batch`."""
+    counts: Counter[str] = Counter()
+    with log.open("rb") as lines:
+        lines.seek(skip)
+        for line in lines:
+            if match := ACCESS.search(line.decode("utf-8", "replace")):
+                method, name, kind = match.groups()
+                counts[f"{method} {name or ''}{'/messages' if kind == '/messages' else ''}"] += 1
+    return counts
+
+
+def _numbers(
+    setup: Setup,
+    run: Json,
+    started_at: float,
+    before: Json,
+    after: Json,
+    counted: Json,
+    operations: Counter[str],
+    bare: Json,
+    sustained: float,
+    troubles: list[str],
+) -> Json:
+    cases, calls = setup.cases, counted["counts"]
+    unknown = [name for name in calls if "unknown" in name]
+    if unknown:
+        raise RuntimeError(f"the stub did not know: {unknown}")
+    end_s = datetime.fromisoformat(run["ended_at"]).timestamp() - started_at
+    write_s = counted["last_write_at"] + setup.latency_ms / 1000 - started_at if counted["last_write_at"] else end_s
+    work = {name: count for name, count in calls.items() if "schema" not in name and "sign-in" not in name}
+    bare_rate = bare["cases"] / bare["seconds"]
+    return dataclasses.asdict(setup) | {
+        "cases_per_s": cases / write_s,
+        "cases_per_s_to_end": cases / end_s,
+        "ratio_to_bare": cases / write_s / bare_rate,
+        "bare_cases_per_s": bare_rate,
+        "bare_cpu_ms": bare["cpu_ms_per_case"],
+        "first_write_s": counted["first_write_at"] - started_at if counted["first_write_at"] else None,
+        "servicenow_calls": sum(count for name, count in work.items() if name.startswith("servicenow")) / cases,
+        "dynamics365_calls": sum(count for name, count in work.items() if name.startswith("dynamics365")),
+        "storage_operations": operations.total() / cases,
+        "cpu_ms": 1000 * (after["cpu_s"] - before["cpu_s"]) / cases,
+        "peak_mb": after["peak_mb"],
+        "most_in_flight": counted["most_in_flight"],
+        "stub_per_s": sustained,
+        "valid": sustained >= LEAST_STUB,
+        "calls": calls,
+        "operations": dict(operations.most_common()),
+        "troubles": troubles[:20],
+    }
+
+
+def _profiled_app(folder: Path, profile: Path) -> Path:
+    """Make an app folder whose function_app profiles its threads, so that product code knows nothing of it."""
+    app = folder / "profiled"
+    app.mkdir(exist_ok=True)
+    for name in ("host.json", "recipes", "sync", "shared", "web"):
+        if not (app / name).exists():
+            (app / name).symlink_to(ROOT / name)
+    text = (ROOT / "function_app.py").read_text()
+    (app / "function_app.py").write_text(
+        f"import benchmarks.profiling\nbenchmarks.profiling.start({str(profile)!r})\n{text}"
+    )
+    return app
+
+
+# -- the table ------------------------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    ("mode", "mode", "{}"),
+    ("lane", "lane", "{}"),
+    ("cases", "cases", "{}"),
+    ("latency_ms", "latency ms", "{:g}"),
+    ("workers", "workers", "{}"),
+    ("cap", "cap", "{}"),
+    ("cases_per_s", "cases/s", "{:.1f}"),
+    ("cases_per_s_to_end", "to the end", "{:.1f}"),
+    ("bare_cases_per_s", "bare/s", "{:.0f}"),
+    ("ratio_to_bare", "ratio", "{:.0%}"),
+    ("first_write_s", "first s", "{:.2f}"),
+    ("cold_first_write_s", "cold s", "{:.2f}"),
+    ("servicenow_calls", "SN calls/case", "{:.3f}"),
+    ("dynamics365_calls", "D365 calls", "{}"),
+    ("storage_operations", "storage/case", "{:.2f}"),
+    ("cpu_ms", "CPU ms/case", "{:.1f}"),
+    ("peak_mb", "peak MB", "{:.0f}"),
+    ("most_in_flight", "in flight", "{}"),
+    ("stub_per_s", "stub/s", "{:.0f}"),
+)
+
+
+def write_table(rows: list[Json]) -> str:
+    """Return the rows as a table."""
+    cells = [[title for _, title, _ in COLUMNS]]
+    cells += [[form.format(row[name]) if row[name] is not None else "-" for name, _, form in COLUMNS] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    void = [f"void: the stub sustains less than {LEAST_STUB}/s" for row in rows if not row["valid"]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *void[:1]])
+
+
+def median_of(rows: list[Json]) -> Json:
+    """Return the median of each number over repeated rows."""
+    first = rows[0]
+    numbers = {
+        name: statistics.median(values)
+        for name, value in first.items()
+        if isinstance(value, float) and None not in (values := [row[name] for row in rows])
+    }
+    return first | numbers | {"repeats": len(rows)}
+
+
+def machine() -> Json:
+    """Say where and with what this was measured."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    packages = ("azure-functions", "azure-data-tables", "azure-storage-queue", "requests", "pydantic", "aiohttp")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    azurite = json.loads((ROOT / "node_modules" / "azurite" / "package.json").read_text())["version"]
+    return {
+        "processor": models[0].partition(":")[2].strip() if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages} | {"azurite": azurite},
+        "commit": commit,
+    }
+
+
+@contextmanager
+def _bench() -> Iterator[Bench]:
+    with tempfile.TemporaryDirectory(prefix="concord-bench-") as folder, ExitStack() as stack:
+        yield Bench(Path(folder), stack)
+
+
+def main() -> int:
+    """Measure every combination, print the table, write the file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cases", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--cases", default="2000")
+    add("--latency-ms", default="100")
+    add("--workers", default="1")
+    add("--mode", default="new", help="new, changed, unchanged")
+    add("--lane", default="single", help="single, bulk")
+    add("--cap", default="52", help="calls to ServiceNow at the same time")
+    add("--repeat", type=int, default=1, help="runs of each row, of which the median is shown")
+    add("--profile", type=Path, help="folder that gets a profile of every worker thread")
+    add("--no-file", action="store_true", help="print only")
+    options = parser.parse_args()
+    lists = [
+        [int(text) for text in options.cases.split(",")],
+        [float(text) for text in options.latency_ms.split(",")],
+        [int(text) for text in options.workers.split(",")],
+        options.mode.split(","),
+        options.lane.split(","),
+        [int(text) for text in options.cap.split(",")],
+    ]
+    rows = []
+    with _bench() as bench:
+        for combination in itertools.product(*lists):
+            setup = Setup(*combination)
+            print(f"{setup}", file=sys.stderr, flush=True)
+            rows.append(median_of([bench.measure(setup, options.profile) for _ in range(options.repeat)]))
+    facts = machine()
+    print(write_table(rows))
+    print(", ".join(f"{name} {value}" for name, value in facts.items() if name != "packages"))
+    print(", ".join(f"{name} {value}" for name, value in facts["packages"].items()))
+    if not options.no_file:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}.json"
+        path.write_text(json.dumps({"machine": facts, "command": sys.argv[1:], "rows": rows}, indent=1) + "\n")
+        print(f"written to {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
