@@ -91,7 +91,7 @@ $(VENV)/.installed-dev: requirements-dev.txt | $(BIN)/python
 # Azurite, the storage emulator. Where Node.js is missing, a Python wheel brings it.
 node_modules/.installed: package-lock.json | $(BIN)/python
 	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet '$(NODE_WHEEL)'
-	PATH="$$PATH:$$PWD/$(BIN)" npm ci --silent
+	PATH="$$PATH:$$PWD/$(BIN)" npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
 clean:

@@ -177,7 +177,7 @@ class Progress:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._bar = stream, stream.isatty()
-        self._said_s, self._last = -LINE_EVERY_S, ""
+        self._said_s, self._said, self._last = -LINE_EVERY_S, "", ""
 
     def say(self, text: str) -> None:
         """Print lines of their own."""
@@ -193,13 +193,14 @@ class Progress:
         else:
             self._last = text
             if elapsed_s - self._said_s >= LINE_EVERY_S:
-                self._said_s = elapsed_s
+                self._said_s, self._said = elapsed_s, text
                 self.say(text)
 
     def end(self) -> None:
         """Leave the last state standing."""
-        self.say("" if self._bar else self._last)
-        self._said_s = -LINE_EVERY_S
+        if self._bar or self._said != self._last:
+            self.say("" if self._bar else self._last)
+        self._said_s, self._said = -LINE_EVERY_S, ""
 
 
 # -- checks -------------------------------------------------------------------------------------------------------------
@@ -231,7 +232,9 @@ def _check_mail(mail: Mail, run: Json, failures: list[Json]) -> list[str]:
             if each["source_label"] not in mail.text
         ]
     said += [
-        f"The mail does not say {count}." for count in (run["successful"], len(failures)) if str(count) not in mail.text
+        f"The mail does not say {count}."
+        for count in (run["successful"], len(failures))
+        if f"{count:,}" not in mail.text
     ]
     return said + (["A link of the mail carries a key."] if "code=" in mail.html else [])
 
