@@ -63,7 +63,7 @@ def on_summary(app: App, message_id: str, body: str, dequeue_count: int) -> None
 
 
 def on_poison(app: App, queue: str, body: bytes) -> None:
-    """Record a message that was delivered too often. Never raises."""
+    """Record a message that was delivered too often. Raises only when our own storage refuses."""
     poison.bury(app, queue, body.decode("utf-8", "replace"))
 
 

@@ -1,12 +1,13 @@
 """What becomes of messages that were delivered too often: their failure becomes a result, and the message is gone.
 
 Only crashes lead here, because an attempt that fails sends its work again by itself. A poison handler records, counts
-and deletes, also what is not ours, and never raises.
+and deletes, also what is not ours. Only when our own storage refuses does it raise: the message then stays where it is
+and comes back when its lease ends, so that a record is never lost for want of a place to write its failure to.
 """
 
 import logging
 
-from shared.errors import MappingError
+from shared.errors import ConfigError, MappingError, StateError
 from shared.state.queues import parse
 from shared.state.rows import (
     EventMessage,
@@ -16,55 +17,68 @@ from shared.state.rows import (
     PageMessage,
     ResultRow,
     RunMessage,
+    RunRow,
     RunState,
     SummaryMessage,
 )
 from shared.state.tables import RowExistsError
-from sync import events, runs
+from sync import events, outcomes, runs
 from sync.app import App
 
 LOG = logging.getLogger(__name__)
 
+WORKER_DIED = "worker_died"
 DIED = "The worker died each time while it worked on this record; its log says more."
 
 
 def bury(app: App, queue: str, body: str) -> None:
-    """Turn a poison message of a queue into what a person can see. Never raises."""
+    """Turn a poison message of a queue into what a person can see. Raises StateError or ConfigError, nothing else."""
     try:
         HANDLERS[queue](app, body)
     except MappingError as exc:
-        LOG.error("a message that is not ours was dropped", extra={"queue": queue, "code": exc.code})  # noqa: TRY400
+        LOG.error("a message that is not ours was dropped", extra={"queue": f"{queue}-poison", "code": exc.code})  # noqa: TRY400
+    except (StateError, ConfigError):
+        raise
     except Exception:
-        LOG.exception("a poison message could not be recorded and was dropped", extra={"queue": queue})
+        LOG.exception("a poison message could not be recorded and was dropped", extra={"queue": f"{queue}-poison"})
+
+
+def _count(app: App, queue: str, run: RunRow | None, count: int, reason: str) -> None:
+    """Say in the log, and in the record of who did what, that a message died, and with how many records."""
+    facts = {"queue": queue, "count": count, "reason": reason, "run_id": run.run_id if run else ""}
+    LOG.error("a message was delivered too often", extra=facts)
+    if run is not None:
+        runs.audit(app, "buried", "app", run, f"{queue}: {count}, {reason}")
 
 
 def _bury_items(app: App, body: str) -> None:
     message = parse(ItemsMessage, body)
     run = app.find_run(message.run_id)
-    if run is None:
-        return
-    for item in message.items:
-        result = ResultRow(
-            run_id=message.run_id,
-            page=message.page,
-            key=item.key,
-            outcome=Outcome.FAILED,
-            reason=message.reason or "worker_died",
-            message=message.problem or DIED,
-            source_label=item.row.label if item.row else "",
-            source_url=item.row.url if item.row else "",
-            attempts=message.attempt,
-            ended_at=app.now(),
-        )
-        try:
-            app.tables.insert(result)
-        except RowExistsError:
-            LOG.info("the record has its result already", extra={"run_id": run.run_id})
+    reason = message.reason or WORKER_DIED
+    if run is not None and run.recipe in app.recipes:
+        results = [
+            ResultRow(
+                run_id=message.run_id,
+                page=message.page,
+                key=item.key,
+                outcome=Outcome.FAILED,
+                reason=reason,
+                message=message.problem or DIED,
+                source_label=item.row.label if item.row else "",
+                source_url=item.row.url if item.row else "",
+                attempts=message.attempt,
+                ended_at=app.now(),
+            )
+            for item in message.items
+        ]
+        outcomes.store_results(app.flow(run.recipe), results)
+    _count(app, message.QUEUE, run, len(message.items), reason)
 
 
 def _bury_event(app: App, body: str) -> None:
     message = parse(EventMessage, body)
     if message.recipe not in app.recipes:
+        _count(app, message.QUEUE, None, 1, "unknown_recipe")
         return
     run = events.day_run(app, message.recipe, app.now())
     result = ResultRow(
@@ -73,11 +87,12 @@ def _bury_event(app: App, body: str) -> None:
         key=message.event_id,
         record_key=message.key,
         outcome=Outcome.FAILED,
-        reason=message.reason or "worker_died",
+        reason=message.reason or WORKER_DIED,
         message=message.problem or DIED,
         attempts=message.attempt,
         ended_at=app.now(),
     )
+    _count(app, message.QUEUE, run, 1, result.reason)
     try:
         app.tables.insert(result)
     except RowExistsError:
@@ -91,18 +106,28 @@ def _bury_page(app: App, body: str) -> None:
     if run is not None and not run.state.ended:
         why = message.problem or "The worker died each time while it listed a page; its log says more."
         runs.end_run(app, run, RunState.FAILED, error=why)
+    _count(app, message.QUEUE, run, 1, message.reason or WORKER_DIED)
 
 
 def _bury_run(app: App, body: str) -> None:
     message = parse(RunMessage, body)
-    app.queues.send(
-        RunMessage(run_id=message.run_id, turn=message.turn), delay_s=60
-    )  # a run must end: it is looked at for ever
+    run = app.find_run(message.run_id)
+    if run is not None:  # a run must end: it is looked at for ever
+        app.queues.send(RunMessage(run_id=message.run_id, turn=message.turn), delay_s=60)
+    _count(app, message.QUEUE, run, 1, message.reason or WORKER_DIED)
 
 
 def _bury_summary(app: App, body: str) -> None:
     message = parse(SummaryMessage, body)
-    app.change_run(message.run_id, mail_state=MailState.SUMMARY_FAILED)
+    run = app.find_run(message.run_id)
+    if run is not None:
+        app.update_run(run.run_id, _mail_failed)
+    _count(app, message.QUEUE, run, 1, message.reason or WORKER_DIED)
+
+
+def _mail_failed(run: RunRow) -> RunRow:
+    changes = {} if run.mail_state is MailState.SENT else {"mail_state": MailState.SUMMARY_FAILED}
+    return run.model_copy(update=changes)
 
 
 HANDLERS = {

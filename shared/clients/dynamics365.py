@@ -230,7 +230,12 @@ class Dynamics365:
                 self._complete(self._table(found[1]), inner)
 
     def _build_row(self, table: Table, places: Mapping[str, Place], record: Mapping[str, Any]) -> Row:
-        key = str(record[table.key]).lower()
+        if not (key := str(record.get(table.key) or "").lower()):
+            raise TransientError(
+                "Dynamics 365 answered with a row without its id. It is tried again later.",
+                code="unreadable_answer",
+                status=200,
+            )
         modified = record.get("modifiedon")
         changed_at = read_time(modified) if isinstance(modified, str) else None
         label = record.get(LABELS.get(table.name, ""))
