@@ -168,15 +168,32 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
         changed = Changed(before.reached_at, run.until, when)
         listed = flow.source.fetch_page(record, paths, changed, None)
     takes_along = listed.next is None and bool(runs.open_keys(app, run))
+    listed_before = _shared_keys(app, run, number, listed.rows)
     page = PageRow(
         run_id=run.run_id,
         page=number,
-        keys=list(dict.fromkeys(row.key for row in listed.rows)),
+        keys=[key for key in dict.fromkeys(row.key for row in listed.rows) if key not in listed_before],
         next_link=listed.next or (OPEN_LINK if takes_along else ""),
         last=listed.next is None and not takes_along,
         reached_at=listed.rows[-1].changed_at if listed.rows else None,
     )
     return page, listed.rows
+
+
+def _shared_keys(app: App, run: RunRow, number: int, rows: Sequence[Row]) -> set[str]:
+    """Return the keys of earlier pages that may stand on this one again.
+
+    Pages follow the time of change; where a listing had to go on from a moment, that moment's records come twice.
+    """
+    keys: set[str] = set()
+    since = rows[0].changed_at if rows else None
+    while since is not None and number:
+        number -= 1
+        page = app.tables.get(PageRow, run.run_id, f"{number:06d}")
+        if page is None or (page.reached_at is not None and page.reached_at < since):
+            break
+        keys.update(page.keys)
+    return keys
 
 
 def _fan_out(
