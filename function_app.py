@@ -6,6 +6,7 @@ Everything is built at the first call (`get_app`), so that indexing needs no set
 import functools
 import os
 import threading
+from collections.abc import Callable
 
 import azure.functions as func
 
@@ -102,34 +103,39 @@ def poll(timer: func.TimerRequest) -> None:  # noqa: ARG001  # the binding's nam
 # -- queues ---------------------------------------------------------------------------------------------------------
 
 
+def _work(on_message: Callable[[App, str, str, int], None], msg: func.QueueMessage) -> None:
+    # A body that is no text is not ours; it is told so like any other, instead of dying five times.
+    on_message(get_app(), msg.id or "", msg.get_body().decode("utf-8", "replace"), msg.dequeue_count or 1)
+
+
 @app.queue_trigger(arg_name="msg", queue_name="pages", connection=STORAGE)
 def list_page(msg: func.QueueMessage) -> None:
     """List one page of a run and send its records on."""
-    messages.on_page(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+    _work(messages.on_page, msg)
 
 
 @app.queue_trigger(arg_name="msg", queue_name="items", connection=STORAGE)
 def sync_items(msg: func.QueueMessage) -> None:
     """Work the records of a message."""
-    messages.on_items(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+    _work(messages.on_items, msg)
 
 
 @app.queue_trigger(arg_name="msg", queue_name="events", connection=STORAGE)
 def sync_events(msg: func.QueueMessage) -> None:
     """Work one webhook event."""
-    messages.on_event(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+    _work(messages.on_event, msg)
 
 
 @app.queue_trigger(arg_name="msg", queue_name="runs", connection=STORAGE)
 def finish_run(msg: func.QueueMessage) -> None:
     """End a run when all its results are in, else look again later."""
-    messages.on_run(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+    _work(messages.on_run, msg)
 
 
 @app.queue_trigger(arg_name="msg", queue_name="summaries", connection=STORAGE)
 def send_summary(msg: func.QueueMessage) -> None:
     """Send a run's summary."""
-    messages.on_summary(get_app(), msg.id or "", msg.get_body().decode(), msg.dequeue_count or 1)
+    _work(messages.on_summary, msg)
 
 
 # -- poison ---------------------------------------------------------------------------------------------------------
