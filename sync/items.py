@@ -15,7 +15,7 @@ from shared.clients.system import Row
 from shared.errors import ConfigError, RejectedError, StateError, SyncError
 from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
 from sync import links, references
-from sync.decide import Action, decide, is_stale, wants_find
+from sync.decide import Action, agreement, decide, is_stale, wants_find
 from sync.flow import Flow
 from sync.mapping import FieldWarning, Mapped, holds, map_record
 from sync.matching import find_matches
@@ -44,7 +44,7 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     resolve_references(flow, run, pending, create=create_references and not run.preview)
     look_targets_up(flow, pending)
     each([work for work in pending if not work.missing], lambda work: decide_work(flow, run, work))
-    each(works, lambda work: settle_without_write(run, work))
+    each(works, lambda work: settle_without_write(flow, run, work))
 
 
 def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
@@ -55,7 +55,7 @@ def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     resolve_references(flow, run, waiting, create=True)
     look_targets_up(flow, waiting)
     each(waiting, lambda work: decide_work(flow, run, work))
-    each(waiting, lambda work: settle_without_write(run, work))
+    each(waiting, lambda work: settle_without_write(flow, run, work))
 
 
 def restore(flow: Flow, work: Work) -> bool:
@@ -303,7 +303,7 @@ def taken_by_other(flow: Flow, work: Work) -> Callable[[str], str]:
     return taken
 
 
-def settle_without_write(run: RunRow, work: Work) -> None:
+def settle_without_write(flow: Flow, run: RunRow, work: Work) -> None:
     """End the works that need no write; those with missing references wait for whoever may create them."""
     decision = work.decision
     if decision is None or work.missing:
@@ -311,9 +311,25 @@ def settle_without_write(run: RunRow, work: Work) -> None:
     if decision.action is Action.SKIP:
         work.end(Outcome.SKIPPED, decision.code, decision.reason)
     elif decision.action is Action.NOTHING and work.link and work.link.other_key and not work.scope_changed:
+        if not run.preview and _has_learned(flow, work):
+            return
         repeated = work.link.run_id == run.run_id and work.link.wrote_version == work.source.version
         work.end(Outcome(work.link.outcome) if repeated and work.link.outcome else Outcome.UNCHANGED)
     elif run.preview:
         created = decision.action is Action.CREATE
         adopted = not created and not (work.link and work.link.other_key)
         work.end(Outcome.CREATED if created else Outcome.ADOPTED if adopted else Outcome.UPDATED)
+
+
+def _has_learned(flow: Flow, work: Work) -> bool:
+    """Tell whether the target, where it was read, holds what the link does not know of.
+
+    That is a write of ours whose link was never stored, or the same change made by hand. Unless the link remembers it,
+    a later change of the target's would look as if it were the source's turn to write.
+    """
+    if work.link is None or work.target is None or work.decision is None:
+        return False
+    agreed, inputs, _ = agreement(
+        work.decision, work.fields, flow.target_name, work.link, work.target, None, flow.digests
+    )
+    return (agreed, inputs) != (work.link.agreed, work.link.inputs)

@@ -171,9 +171,13 @@ def _since_last_run(app: App, recipe: Recipe, cursor: CursorRow) -> datetime:
 
 def _take_slot(app: App, run: RunRow) -> SlotRow | None:
     """Take the recipe's slot for a run; None when it is ours, else whose it is."""
-    kind: Literal["window", "backfill"] = "window" if run.kind is RunKind.WINDOW else "backfill"
     slot = SlotRow(
-        recipe=run.recipe, kind=kind, run_id=run.run_id, window=run.window, preview=run.preview, verify=run.verify
+        recipe=run.recipe,
+        kind=_slot_kind(run),
+        run_id=run.run_id,
+        window=run.window,
+        preview=run.preview,
+        verify=run.verify,
     )
     try:
         app.tables.insert(slot)
@@ -189,6 +193,18 @@ def _take_slot(app: App, run: RunRow) -> SlotRow | None:
         except RowChangedError:
             return _take_slot(app, run)
     return None
+
+
+def never_began(app: App, run: RunRow) -> bool:
+    """Tell whether a start was interrupted before it had its slot: nothing of the run was sent, and nobody was told of it."""
+    if run.state is not RunState.QUEUED or run.kind not in (RunKind.WINDOW, RunKind.BACKFILL):
+        return False
+    slot = app.tables.get(SlotRow, run.recipe, f"slot-{_slot_kind(run)}")
+    return slot is None or slot.run_id != run.run_id
+
+
+def _slot_kind(run: RunRow) -> Literal["window", "backfill"]:
+    return "window" if run.kind is RunKind.WINDOW else "backfill"
 
 
 def _join(app: App, run_id: str, mail_to: tuple[str, ...]) -> RunRow | None:
@@ -509,8 +525,7 @@ def _move_cursor(app: App, run: RunRow) -> None:
 def _free_slot(app: App, run: RunRow) -> None:
     if run.kind not in (RunKind.WINDOW, RunKind.BACKFILL):
         return
-    kind: Literal["window", "backfill"] = "window" if run.kind is RunKind.WINDOW else "backfill"
-    blank = SlotRow(recipe=run.recipe, kind=kind, run_id=run.run_id, window="")
+    blank = SlotRow(recipe=run.recipe, kind=_slot_kind(run), run_id=run.run_id, window="")
     slot = app.tables.get(SlotRow, blank.partition_key, blank.row_key)
     if slot is not None and slot.run_id == run.run_id:
         try:

@@ -100,6 +100,10 @@ def _push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
             EVENTS_STALLED if run.kind is RunKind.EVENTS else runs.STALLED_AFTER
         ):
             continue
+        if runs.never_began(app, run):
+            LOG.warning("a start was interrupted; its run is dropped", extra={"run_id": run.run_id})
+            app.tables.delete_key(RunRow, run.partition_key, run.row_key)
+            continue
         LOG.warning("run stopped moving; it is pushed", extra={"run_id": run.run_id, "recipe": recipe.name})
         if run.last_page is None and run.kind is not RunKind.EVENTS:
             app.queues.send(_next_page(app, run))

@@ -41,6 +41,7 @@ class Work:
     missing: set[str] = dataclasses.field(default_factory=set)  # digests of references that would be created
     identity: IdentityRow | None = None  # our claim on the first match rule's value
     doubtful: bool = False  # an earlier attempt may have appended already
+    interrupted: bool = False  # an earlier attempt of this message had the claim: what it wrote is our doing
     attempts: int = 1
     first_sent_at: datetime | None = None
     error: Exception | None = None

@@ -17,6 +17,7 @@ from shared.errors import (
     RejectedError,
     StateError,
     SyncError,
+    TransientError,
 )
 from shared.state.rows import LinkRow, Outcome, RunRow
 from sync import links
@@ -58,7 +59,7 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
 def _claim(flow: Flow, run: RunRow, work: Work) -> None:
     """Claim the link, decide again if it says more than we knew, and look a doubtful write up."""
     taken = links.claim_link(flow, work.key, work.link, work.owner, creating=_unrepeatable(flow, work.decided))
-    work.link = taken.row
+    work.link, work.interrupted = taken.row, taken.was_ours
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
         _look_doubtful_up(flow, run, work)
@@ -110,7 +111,7 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
             error, work.error = work.error, None
             raise error
         decide_work(flow, run, work)
-    settle_without_write(run, work)
+    settle_without_write(flow, run, work)
 
 
 def _look_doubtful_up(flow: Flow, run: RunRow, work: Work) -> None:
@@ -230,7 +231,7 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
     if link is None:
         raise StateError("A record was written without a claim.")
     if isinstance(answer, SyncError):
-        if not (isinstance(answer, AmbiguousWriteError) and _unrepeatable(flow, decision)):
+        if not _may_have_happened(flow, decision, answer):
             _release(flow, work)
         raise answer
     new = not link.other_key
@@ -251,12 +252,19 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
     work.end(outcome)
 
 
+def _may_have_happened(flow: Flow, decision: Decision, error: SyncError) -> bool:
+    """Tell whether a write that ended in an error may have taken effect: its claim then stays for the next attempt."""
+    if _unrepeatable(flow, decision):
+        return isinstance(error, AmbiguousWriteError)
+    return isinstance(error, TransientError)
+
+
 def _outcome(work: Work, new: bool, answer: Written | None) -> Outcome:
     if new and (work.matched_by == LOST_ANSWER or (answer is not None and answer.created)):
         return Outcome.CREATED
     if new:
         return Outcome.ADOPTED
-    return Outcome.UPDATED if answer is not None or work.doubtful else Outcome.UNCHANGED
+    return Outcome.UPDATED if answer is not None or work.doubtful or work.interrupted else Outcome.UNCHANGED
 
 
 def _linked(

@@ -28,7 +28,7 @@ from shared import services
 from shared.clients.system import System
 from shared.settings import Settings, load_settings
 from shared.state.queues import Queues
-from shared.state.rows import LinkRow, OpenRow, PageRow, ResultRow, RunRow, RunState, shard_of
+from shared.state.rows import LinkRow, OpenRow, PageRow, ResultRow, RunRow, RunState, newest_first, shard_of
 from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 from sync import messages, runs, ticks
@@ -92,6 +92,7 @@ class Wire:
         answer = call()
         if strikes or self.dead:
             self.dead = True
+            getattr(answer, "internal_response", answer).close()
             raise Killed(f"after {label}")
         return answer
 
@@ -256,9 +257,8 @@ class World:
         self._closing = contextlib.ExitStack()
         self._text = settings.storage.connection_string.get_secret_value()
         self.queues = NotingQueues(self._queue_service(StorageEdge(self.wire, prefix)), prefix, clock)
-        self.tables = Tables(
-            self._closing.enter_context(connect_tables(self._text, transport=StorageEdge(self.wire, prefix))), prefix
-        )
+        self.tables = self._open_tables(StorageEdge(self.wire, prefix))
+        self.view = self._open_tables(None)  # the same tables as another process sees them: no kill strikes here
         self.permits = Permits()
         self.systems: dict[str, System] = {}
         self.app = self.build_app(settings)
@@ -270,6 +270,10 @@ class World:
 
     def _queue_service(self, transport: StorageEdge | None) -> QueueServiceClient:
         return self._closing.enter_context(connect_queues(self._text, transport=transport))
+
+    def _open_tables(self, transport: StorageEdge | None) -> Tables:
+        service = self._closing.enter_context(connect_tables(self._text, transport=transport))
+        return Tables(service, self.prefix)
 
     def build_app(self, settings: Settings) -> App:
         """Build the app as `build_app` does, on this world's storage, clock and permits."""
@@ -411,7 +415,10 @@ class World:
 
     def tick(self) -> None:
         """Fire the timer of every minute."""
-        ticks.tick(self.app)
+        try:
+            ticks.tick(self.app)
+        except Killed:
+            self.restart()
 
     def tick_for(self, minutes: int) -> None:
         """Let minutes pass with everything that happens in them."""
@@ -424,20 +431,20 @@ class World:
 
     def run_row(self, run: RunRow | str) -> RunRow:
         """Return a run as it is stored."""
-        found = self.app.find_run(run if isinstance(run, str) else run.run_id)
+        found = self.view.get(RunRow, RECIPE, newest_first(run if isinstance(run, str) else run.run_id))
         assert found is not None
         return found
 
     def runs(self) -> list[RunRow]:
         """Return all runs, newest first."""
-        return list(self.tables.query(RunRow, RECIPE))
+        return list(self.view.query(RunRow, RECIPE))
 
     def results(self, run: RunRow | str) -> dict[str, ResultRow]:
         """Return a run's results by case id; fails when a case has two."""
         run_id = run if isinstance(run, str) else run.run_id
         found: dict[str, ResultRow] = {}
-        for page in self.tables.query(PageRow, run_id):
-            for result in self.tables.query(ResultRow, f"{run_id}!{page.page:06d}"):
+        for page in self.view.query(PageRow, run_id):
+            for result in self.view.query(ResultRow, f"{run_id}!{page.page:06d}"):
                 assert result.key not in found, "a case has two results in one run"
                 found[result.key] = result
         return found
@@ -448,19 +455,19 @@ class World:
 
     def open_keys(self) -> list[str]:
         """Return the cases that are kept as failed."""
-        return [row.key for row in self.tables.query(OpenRow, RECIPE)]
+        return [row.key for row in self.view.query(OpenRow, RECIPE)]
 
     def link_of(self, case_id: str) -> LinkRow | None:
         """Return a case's link."""
         row = LinkRow(pair=self.app.flow(RECIPE).pair, side="dynamics365.incident", key=case_id)
-        return self.tables.get(LinkRow, row.partition_key, row.row_key)
+        return self.view.get(LinkRow, row.partition_key, row.row_key)
 
     def links(self) -> list[LinkRow]:
         """Return all links."""
         pair = self.app.flow(RECIPE).pair
         keys = {LinkRow(pair=pair, side="", key=str(n)).partition_key for n in range(200)}
         assert {key.rsplit("~")[-1] for key in keys} == {shard_of(str(n)) for n in range(200)}
-        return [row for key in sorted(keys) for row in self.tables.query(LinkRow, key)]
+        return [row for key in sorted(keys) for row in self.view.query(LinkRow, key)]
 
     def reads(self, path: str = "/api/") -> list[str]:
         """Return the requests of ServiceNow's journal that read, as "path?query"."""
