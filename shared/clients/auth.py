@@ -208,7 +208,7 @@ def _read_entra_refusal(answer: Mapping[str, Any], connection: str, authority: s
 TOKEN_PATH = "/oauth_token.do"  # noqa: S105
 
 
-class _NoPermits:
+class NoPermits:
     """Token endpoints are outside of the connection's concurrency: a call that waits for a token holds no permit."""
 
     def hold(self) -> AbstractContextManager[None]:
@@ -272,7 +272,7 @@ def build_servicenow_auth(
         connection,
         base_url,
         NoAuth(),
-        _NoPermits(),
+        NoPermits(),
         Dialect("ServiceNow", _read_token_answer),
         connect_s=connect_s,
         read_s=read_s,
