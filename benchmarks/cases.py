@@ -280,7 +280,7 @@ def _profiled_app(folder: Path, profile: Path) -> Path:
     """Make an app folder whose function_app profiles its threads, so that product code knows nothing of it."""
     app = folder / "profiled"
     app.mkdir(exist_ok=True)
-    for name in ("host.json", "recipes", "sync", "shared", "web"):
+    for name in ("host.json", "recipes", "sync", "shared", "web", "benchmarks"):
         if not (app / name).exists():
             (app / name).symlink_to(ROOT / name)
     text = (ROOT / "function_app.py").read_text()

@@ -5,6 +5,7 @@ SDK errors end here: they become StateError (the queue delivers the work again) 
 
 import contextlib
 import contextvars
+import re
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from requests.adapters import HTTPAdapter
 from shared.errors import ConfigError, StateError, SyncError
 
 SETTING = "AzureWebJobsStorage"
+AZURE_ADDRESS = "https://core.windows.net"  # of accounts that a connection string names without an address
 CONNECT_S = 5.0
 READ_S = 15.0
 CONNECTIONS = 64  # kept open per service and process
@@ -60,7 +62,7 @@ def connect_tables(
     transport: HttpTransport[Any, Any] | None = None,
 ) -> TableServiceClient:
     """Return a client of the account's tables; nothing is sent yet. Raises ConfigError when the setting is no good."""
-    options: dict[str, Any] = {"transport": transport or _transport(), **_TABLE_RETRIES}
+    options: dict[str, Any] = {"transport": transport or _transport(connection_string, endpoint), **_TABLE_RETRIES}
     with _setting_errors():
         if connection_string:
             return TableServiceClient.from_connection_string(connection_string.rstrip("; "), **options)
@@ -76,7 +78,10 @@ def connect_queues(
 ) -> QueueServiceClient:
     """Return a client of the account's queues; nothing is sent yet. Raises ConfigError when the setting is no good."""
     retries = LinearRetry(backoff=1, retry_total=2, random_jitter_range=1)  # the SDK's own wait for half a minute
-    options: dict[str, Any] = {"transport": transport or _transport(), "retry_policy": retries}
+    options: dict[str, Any] = {
+        "transport": transport or _transport(connection_string, endpoint),
+        "retry_policy": retries,
+    }
     with _setting_errors():
         if connection_string:
             return QueueServiceClient.from_connection_string(connection_string.rstrip("; "), **options)
@@ -96,11 +101,22 @@ def _setting_errors() -> Iterator[None]:
         ) from None
 
 
-def _transport() -> RequestsTransport:
+def _transport(connection_string: str | None, endpoint: str | None) -> RequestsTransport:
     session = requests.Session()
+    # Proxies and CA bundle of the environment, read once: requests would look for them, and for a netrc, at every call.
+    named = re.search(r"https?://[^;]+", connection_string or "")
+    address = endpoint or (named[0] if named else AZURE_ADDRESS)
+    environment = session.merge_environment_settings(address, {}, True, None, None)
+    session.trust_env, session.proxies = False, environment["proxies"]
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=0))
-    return RequestsTransport(session=session, session_owner=True, connection_timeout=CONNECT_S, read_timeout=READ_S)
+    return RequestsTransport(
+        session=session,
+        session_owner=True,
+        connection_timeout=CONNECT_S,
+        read_timeout=READ_S,
+        connection_verify=environment["verify"],
+    )
 
 
 # -- errors -------------------------------------------------------------------------------------------------------
