@@ -15,7 +15,7 @@ from shared.clients.servicenow import DIALECT as SERVICENOW
 from shared.clients.servicenow import ServiceNow
 from shared.clients.system import Permits, System
 from shared.connections import Connection, Dynamics365Connection, ServiceNowConnection
-from shared.mail import Email, SmtpMailer
+from shared.mail import Delivery, Email, SmtpMailer
 from shared.settings import Settings
 from shared.state.permits import SharedPermits
 from shared.state.queues import Queues
@@ -54,7 +54,7 @@ class Services:
         )
 
     @functools.cached_property
-    def send_mail(self) -> Callable[[Email], object]:
+    def send_mail(self) -> Callable[[Email], Delivery]:
         """Return what sends a mail."""
         return SmtpMailer(self.settings.mail).send
 

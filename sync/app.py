@@ -12,7 +12,7 @@ from shared.clients.system import Source, System, Target
 from shared.connections import Connection
 from shared.digests import Digests
 from shared.errors import ConfigError, MappingError
-from shared.mail import Email
+from shared.mail import Delivery, Email
 from shared.services import Services
 from shared.settings import Settings
 from shared.state.queues import Queues
@@ -40,7 +40,7 @@ class App:
     queues: Queues
     digests: Digests
     system: Callable[[str], System]  # by connection name; raises ConfigError
-    send_mail: Callable[[Email], object]
+    send_mail: Callable[[Email], Delivery]
     now: Callable[[], datetime]  # aware UTC
     runs: "RunMemory"
 

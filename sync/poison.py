@@ -126,8 +126,8 @@ def _bury_summary(app: App, body: str) -> None:
 
 
 def _mail_failed(run: RunRow) -> RunRow:
-    changes = {} if run.mail_state is MailState.SENT else {"mail_state": MailState.SUMMARY_FAILED}
-    return run.model_copy(update=changes)
+    owed = run.state.ended and run.mail_state is not MailState.SENT  # else it was a question, or has been sent
+    return run.model_copy(update={"mail_state": MailState.SUMMARY_FAILED}) if owed else run
 
 
 HANDLERS = {

@@ -1,7 +1,8 @@
 """Sending a run's summary: exactly one per run that owes one.
 
 A send is counted in the run's row before it leaves; the second is the last, and may repeat the first under the same
-Message-ID. A send that certainly reached nobody is taken back, so a mail server may be down for hours.
+Message-ID. A send that certainly did not reach those who still wait for it is taken back, so a mail server may be down
+for hours, and a recipient whom it puts off is tried again alone. Only a mail that nobody got is `summary_failed`.
 """
 
 import dataclasses
@@ -10,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 
-from shared.errors import AmbiguousWriteError, ConfigError, SyncError, TransientError
+from shared.errors import AmbiguousWriteError, ConfigError, RejectedError, SyncError, TransientError
+from shared.mail import Delivery
 from shared.state.queues import again
 from shared.state.rows import (
     EVENT_PAGES,
@@ -26,8 +28,10 @@ from shared.state.rows import (
 )
 from sync import runs
 from sync.app import App
+from sync.labels import label_created
 from sync.recipe import Recipe
 from sync.summary import (
+    LISTED,
     DigestFacts,
     FailureLine,
     Guard,
@@ -55,48 +59,119 @@ def send_summary(app: App, message: SummaryMessage, message_id: str) -> None:
     if run is None:
         return
     if run.state is RunState.AWAITING_CONFIRMATION:
-        _ask(app, run)
+        _ask(app, run, message, message_id)
         return
     if not run.state.ended or run.mail_state in (MailState.NONE, MailState.SENT):
         return
-    if run.mail_sends >= MOST_SENDS:
-        app.change_run(run.run_id, mail_state=MailState.SENT)
+    email = dataclasses.replace(build_summary(gather(app, run)), to=tuple(run.mail_left or run.mail_to))
+    send = _count_send(app, run.run_id)
+    if send > MOST_SENDS:
+        _settle(app, run.run_id, undelivered=0)
         return
-    email = build_summary(gather(app, run))
-    counted = app.update_run(run.run_id, lambda row: row.model_copy(update={"mail_sends": row.mail_sends + 1}))
     try:
-        app.send_mail(email)
+        delivery = app.send_mail(email)
     except AmbiguousWriteError as exc:
-        _later(app, message, message_id, exc, sent=True)
+        if send == MOST_SENDS:
+            _settle(app, run.run_id, undelivered=0)
+        else:
+            _later(app, message, message_id, exc)
     except SyncError as exc:
-        if counted is not None:
-            app.update_run(run.run_id, lambda row: row.model_copy(update={"mail_sends": max(0, row.mail_sends - 1)}))
-        _later(app, message, message_id, exc, sent=False)
+        _take_back(app, run.run_id, run.mail_left)
+        if run.mail_left and isinstance(exc, RejectedError):
+            _settle(app, run.run_id, undelivered=len(run.mail_left))
+        else:
+            _later(app, message, message_id, exc)
     else:
-        app.change_run(run.run_id, mail_state=MailState.SENT)
+        _after(app, run.run_id, message, message_id, delivery)
 
 
-def _later(app: App, message: SummaryMessage, message_id: str, error: SyncError, *, sent: bool) -> None:
-    """Say on the run that its mail failed, and try again where that can help."""
-    LOG.warning("summary could not be sent", extra={"run_id": message.run_id, "code": error.code})
-    app.change_run(message.run_id, mail_state=MailState.SUMMARY_FAILED)
-    since = message.first_sent_at or app.now()
-    if app.now() - since > GIVE_UP_AFTER or not (sent or isinstance(error, TransientError | ConfigError)):
+def _count_send(app: App, run_id: str) -> int:
+    """Count a send before it leaves and return its number; above MOST_SENDS it is one too many, and was not counted."""
+    numbers: list[int] = []
+
+    def count(row: RunRow) -> RunRow:
+        numbers.append(row.mail_sends + 1)
+        return row.model_copy(update={"mail_sends": min(row.mail_sends + 1, MOST_SENDS)})
+
+    app.update_run(run_id, count)
+    return numbers[-1]  # of the try that was stored
+
+
+def _after(app: App, run_id: str, message: SummaryMessage, message_id: str, delivery: Delivery) -> None:
+    """End a mail that somebody got, or go on with those whom the server put off."""
+    if delivery.refused:
+        LOG.warning("the mail server refused recipients", extra={"run_id": run_id, "count": len(delivery.refused)})
+    if not delivery.deferred:
+        _settle(app, run_id, undelivered=len(delivery.refused))
         return
+    _take_back(app, run_id, delivery.deferred, undelivered=len(delivery.refused))
+    put_off = TransientError("The mail server put recipients off.", code="recipients_deferred", connection="mail")
+    _later(app, message, message_id, put_off)
+
+
+def _settle(app: App, run_id: str, *, undelivered: int) -> None:
+    def settle(row: RunRow) -> RunRow:
+        changes = {"mail_state": MailState.SENT, "mail_left": []}
+        return row.model_copy(update=changes | {"mail_undelivered": row.mail_undelivered + undelivered})
+
+    app.update_run(run_id, settle)
+
+
+def _take_back(app: App, run_id: str, left: Iterable[str], undelivered: int = 0) -> None:
+    """Uncount a send that did not reach `left`, who still wait for it."""
+
+    def take_back(row: RunRow) -> RunRow:
+        changes = {"mail_sends": max(0, row.mail_sends - 1), "mail_left": list(left)}
+        return row.model_copy(update=changes | {"mail_undelivered": row.mail_undelivered + undelivered})
+
+    app.update_run(run_id, take_back)
+
+
+def _later(app: App, message: SummaryMessage, message_id: str, error: SyncError) -> None:
+    """Say on the run that its mail failed, unless somebody got it, and try again where that can help."""
+    LOG.warning("summary could not be sent", extra={"run_id": message.run_id, "code": error.code})
+    again_ = _may_help(app, message, error)
+
+    def note(row: RunRow) -> RunRow:
+        if not row.mail_left:
+            return row.model_copy(update={"mail_state": MailState.SUMMARY_FAILED})
+        if again_:
+            return row
+        undelivered = row.mail_undelivered + len(row.mail_left)
+        changes = {"mail_state": MailState.SENT, "mail_left": [], "mail_undelivered": undelivered}
+        return row.model_copy(update=changes)
+
+    app.update_run(message.run_id, note)
+    if again_:
+        _send_again(app, message, message_id, error)
+
+
+def _may_help(app: App, message: SummaryMessage, error: SyncError) -> bool:
+    since = message.first_sent_at or app.now()
+    return app.now() - since <= GIVE_UP_AFTER and isinstance(error, TransientError | ConfigError | AmbiguousWriteError)
+
+
+def _send_again(app: App, message: SummaryMessage, message_id: str, error: SyncError) -> None:
     delay_s = RETRY_S[min(message.attempt, len(RETRY_S)) - 1]
     repeat = again(message, own_id=message_id, failed=True, reason=error.code, problem=error.message, now=app.now())
     app.queues.send(repeat, delay_s=delay_s)
 
 
-def _ask(app: App, run: RunRow) -> None:
-    """Ask a waiting run's recipients for the confirmation, once."""
-    before = app.find_run(run.run_id)
-    if before is None or before.asked or not before.mail_to:
+def _ask(app: App, run: RunRow, message: SummaryMessage, message_id: str) -> None:
+    """Ask a waiting run's recipients for the confirmation: once, and once more when the first mail's answer was lost."""
+    if run.asked or not run.mail_to:
         return
     app.change_run(run.run_id, asked=True)
     email = build_summary(gather(app, run))
-    message_id = email.message_id.replace(".summary", ".confirmation")
-    app.send_mail(dataclasses.replace(email, message_id=message_id))
+    email = dataclasses.replace(email, message_id=email.message_id.replace(".summary", ".confirmation"))
+    try:
+        app.send_mail(email)
+    except SyncError as exc:
+        LOG.warning("the question could not be sent", extra={"run_id": run.run_id, "code": exc.code})
+        repeated = isinstance(exc, AmbiguousWriteError) and message.reason == exc.code
+        if not repeated and _may_help(app, message, exc):
+            app.change_run(run.run_id, asked=False)
+            _send_again(app, message, message_id, exc)
 
 
 # -- gathering ----------------------------------------------------------------------------------------------------
@@ -112,7 +187,7 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
     skipped: Counter[str] = Counter()
     warned: dict[str, list[ResultRow]] = defaultdict(list)
     texts: dict[str, str] = {}
-    made: dict[str, RecordLink] = {}
+    made: dict[str, dict[str, str]] = {}
     access = ""
     for result in results_of(app, run):
         counts[result.outcome.value] += 1
@@ -122,7 +197,7 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
             warned[warning["code"]].append(result)
             texts.setdefault(warning["code"], warning["text"])
         for entry in result.created_references:
-            made[entry["key"]] = RecordLink(f"{entry['record']} {entry['key'][:8]}", entry["url"])
+            made[entry["key"]] = entry
         if result.outcome is Outcome.FAILED:
             row = known.get(result.key)
             old = row is not None and row.first_failed_at < run.created_at
@@ -139,7 +214,7 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
         skipped=dict(skipped),
         failures=tuple(fresh),
         repeated=tuple(repeated),
-        created=tuple(made.values()),
+        created=tuple(label_created(app, run.recipe, list(made.values()), LISTED)),
         warnings=tuple(
             WarningLine(
                 code,
@@ -180,7 +255,8 @@ def _failure(result: ResultRow, before: OpenRow | None) -> FailureLine:
 def _guard(app: App, run: RunRow) -> Guard | None:
     if run.state is not RunState.AWAITING_CONFIRMATION:
         return None
-    sentence = f"The run would create {run.held_count} users; up to {app.settings.max_new_users} it does not ask."
+    users = "1 user" if run.held_count == 1 else f"{run.held_count} users"
+    sentence = f"The run would create {users}; up to {app.settings.max_new_users} it does not ask."
     expires_at = run.held_at + runs.CONFIRM_WITHIN if run.held_at else None
     return Guard(sentence, f"{app.settings.app_url}/api/runs/{run.run_id}", expires_at)
 

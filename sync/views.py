@@ -38,12 +38,16 @@ def run_view(app: App, run: RunRow) -> dict[str, Any]:
         "error": run.error,
         "waiting": {"for": run.waiting_for, "since": _time(run.waiting_since)} if run.waiting_since else None,
         "held": {"for": run.held_for, "count": run.held_count} if run.held_for and not run.released else None,
-        "mail": {"state": run.mail_state, "sends": run.mail_sends} if run.mail_state is not MailState.NONE else None,
+        "mail": _mail(run) if run.mail_state is not MailState.NONE else None,
         "links": {
             "self": f"{app.settings.app_url}/api/runs/{run.run_id}",
             "results": f"{app.settings.app_url}/api/runs/{run.run_id}/results",
         },
     }
+
+
+def _mail(run: RunRow) -> dict[str, Any]:
+    return {"state": run.mail_state, "sends": run.mail_sends, "undelivered": run.mail_undelivered}
 
 
 def list_runs(app: App, recipe: str = "", limit: int = 20) -> list[dict[str, Any]]:

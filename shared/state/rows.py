@@ -171,7 +171,9 @@ class RunRow(StateRow):
     # mail
     mail_to: list[str] = []  # the one place where addresses are stored
     mail_state: MailState = MailState.NONE
-    mail_sends: int = 0  # counted before each send; two at the most
+    mail_sends: int = 0  # to those who still wait for it, counted before each send; two at the most
+    mail_left: list[str] = []  # who still waits, after others got it: the server put them off; empty: all of `mail_to`
+    mail_undelivered: int = 0  # recipients whom the server refused, although others got the mail
 
     @property
     def partition_key(self) -> str:
