@@ -187,7 +187,7 @@ class ServiceNowConnection(BaseConnection):
     password: SecretStr | None = setting(None, "the user's password, with password and basic", "a secret")
     page_size: int = setting(200, "records per page", "200", ge=1, le=10000)
     concurrency: int = setting(
-        4, "calls at the same time over all workers; an instance has few threads for interfaces", "4", ge=1, le=50
+        4, "calls at the same time over all workers; an instance has few threads for interfaces", "4", ge=1, le=100
     )
     transaction_s: float = setting(
         60, "seconds after which the instance has ended every transaction (its quota rule)", "60", gt=0
@@ -213,7 +213,63 @@ class ServiceNowConnection(BaseConnection):
         return self.origin or self.host.partition(".")[0]
 
 
+class MarketoConnection(BaseConnection):
+    """A Marketo instance over its REST interface, signed in as an API-only user of its own."""
+
+    HOSTS = (r"\d{3}-[a-z]{3}-\d{3}\.mktorest\.com",)
+    HOST_HINT = "https://<Munchkin id, as 123-ABC-456>.mktorest.com"
+
+    system: Literal["marketo"]
+    url: str = setting(..., "the address of the instance: its Munchkin id", "https://123-ABC-456.mktorest.com")
+    client_id: str = setting(
+        ..., "the client id of the API-only user's custom service", "0a1b2c3d-0000-4000-8000-0123456789ab"
+    )
+    client_secret: SecretStr = setting(..., "the custom service's secret", "a secret")
+    web_url: str = setting(
+        "", "the address at which people see the instance, for links; empty: no links", "https://app-ab12.marketo.com"
+    )
+    lookup_field: str = setting(
+        "email",
+        "the field by which leads are deduplicated; `instance` leaves it to the instance's own rules",
+        "email",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+    )
+    calls_per_20s: int = setting(
+        50,
+        "calls in 20 seconds over all workers; the vendor allows 100 for all tools of an instance",
+        "50",
+        ge=1,
+        le=100,
+    )
+    concurrency: int = setting(
+        5,
+        "calls at the same time over all workers; the vendor allows 10 for all tools of an instance",
+        "5",
+        ge=1,
+        le=10,
+    )
+    daily_budget: int | None = setting(
+        25_000,
+        "calls a day (US Central) at the most; the vendor allows 50000, shared by all tools of an instance",
+        "25000",
+        ge=1,
+    )
+    read_timeout_s: float = setting(
+        100, "seconds to wait for an answer; a sync of leads may take the vendor 90", "100", gt=0, le=230
+    )
+    transaction_s: float = setting(
+        90, "seconds after which a call that was given up can no longer take effect", "90", gt=0
+    )
+
+    @field_validator("web_url")
+    @classmethod
+    def _check_web_url(cls, url: str) -> str:
+        if url:
+            split_url(url)
+        return url.rstrip("/")
+
+
 Connection = Annotated[
-    Dynamics365Connection | ServiceNowConnection,  # a new system: its model here
+    Dynamics365Connection | ServiceNowConnection | MarketoConnection,  # a new system: its model here
     Field(discriminator="system"),
 ]

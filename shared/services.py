@@ -11,10 +11,13 @@ from shared.clients.auth import BasicAuth, ServiceNowSignIn, build_dynamics365_a
 from shared.clients.dynamics365 import DIALECT as DYNAMICS365
 from shared.clients.dynamics365 import Dynamics365
 from shared.clients.http import Auth, HttpConnection
+from shared.clients.marketo import DIALECT as MARKETO
+from shared.clients.marketo import Marketo
+from shared.clients.marketo_auth import build_marketo_auth
 from shared.clients.servicenow import DIALECT as SERVICENOW
 from shared.clients.servicenow import ServiceNow
 from shared.clients.system import Permits, System
-from shared.connections import Connection, Dynamics365Connection, ServiceNowConnection
+from shared.connections import Connection, Dynamics365Connection, MarketoConnection, ServiceNowConnection
 from shared.mail import Delivery, Email, SmtpMailer
 from shared.settings import Settings
 from shared.state.permits import SharedPermits
@@ -87,6 +90,8 @@ class Services:
                 return _build_dynamics365(name, connection, permits)
             case ServiceNowConnection():
                 return _build_servicenow(name, connection, permits)
+            case MarketoConnection():
+                return _build_marketo(name, connection, permits)
 
 
 def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Permits) -> System:
@@ -150,4 +155,30 @@ def _servicenow_auth(name: str, connection: ServiceNowConnection) -> Auth:
         sign_in,
         connect_s=connection.connect_timeout_s,
         read_s=min(30.0, connection.read_timeout_s),
+    )
+
+
+def _build_marketo(name: str, connection: MarketoConnection, permits: Permits) -> System:
+    auth = build_marketo_auth(
+        name,
+        connection.url,
+        connection.client_id,
+        connection.client_secret.get_secret_value(),
+        connect_s=connection.connect_timeout_s,
+        read_s=min(30.0, connection.read_timeout_s),
+    )
+    http = HttpConnection(
+        name,
+        connection.url,
+        auth,
+        permits,
+        MARKETO,
+        connect_s=connection.connect_timeout_s,
+        read_s=connection.read_timeout_s,
+    )
+    return Marketo(
+        http,
+        lookup_field="" if connection.lookup_field == "instance" else connection.lookup_field,
+        web_url=connection.web_url,
+        transaction_s=connection.transaction_s,
     )

@@ -193,4 +193,5 @@ def _facts(connection: Connection) -> ConnectionFacts:
 CAPABILITIES = {
     "dynamics365": frozenset({Capability.SOURCE, Capability.SENDER}),
     "servicenow": frozenset({Capability.SOURCE, Capability.TARGET, Capability.SENDER}),
+    "marketo": frozenset({Capability.TARGET}),
 }
