@@ -231,16 +231,18 @@ def test_a_poison_check_is_looked_at_again(app: World) -> None:
 
 
 def test_a_poison_summary_says_so_on_the_run(app: World) -> None:
-    """A mail that could not be built leaves `summary_failed`; one that was sent stays sent."""
-    app.add_case()
+    """A mail that could not be built leaves `summary_failed`; one that was sent stays sent, one not due yet stays owed."""
     sent = app.sync()
-    owing = app.start("today")
+    app.pump.lost = lambda delivery: delivery.queue == "summaries"
+    unsent = app.sync()
+    running = app.start("today")
 
-    for run in (sent, owing):
+    for run in (sent, unsent, running):
         deliver("summaries-poison", SummaryMessage(run_id=run.run_id))
 
     assert app.run_row(sent).mail_state is MailState.SENT
-    assert app.run_row(owing).mail_state is MailState.SUMMARY_FAILED
+    assert app.run_row(unsent).mail_state is MailState.SUMMARY_FAILED
+    assert app.run_row(running).mail_state is MailState.OWED
 
 
 def test_a_poison_event_becomes_a_failed_result(app: World) -> None:
