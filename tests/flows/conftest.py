@@ -22,3 +22,11 @@ def world(stage: Stage, tmp_path: Path, prefix: str) -> Iterator[World]:
     """Return a world of this test's own."""
     with new_world(stage, tmp_path / "recipes", prefix) as made:
         yield made
+
+
+@pytest.fixture
+def paged_world(stage: Stage, tmp_path: Path, prefix: str) -> Iterator[World]:
+    """Return a world whose cases come in pages of ten."""
+    values = {"CONNECTIONS__DYNAMICS365__PAGE_SIZE": "10"}
+    with new_world(stage, tmp_path / "recipes", prefix, values) as made:
+        yield made

@@ -44,7 +44,7 @@ CALLER = "ada.quill@customer.example"
 OWNER = "owner@contoso.example"
 LEASE_S = 120
 TRANSACTION_S = 30.0
-READ_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 1.0
 MAX_DELIVERIES = 5  # host.json: maxDequeueCount
 
 TRIGGERS = {
@@ -281,6 +281,7 @@ class World:
             build = {"dynamics365": services._build_dynamics365, "servicenow": services._build_servicenow}
             system = build[connection.system](name, connection, self.permits)
             system._http._adapter = VendorEdge(self.wire, name, system._http._adapter)
+            system._http._sleep = lambda _: None
             self._closing.callback(system._http.close)
             self.systems[name] = system
         return dataclasses.replace(
