@@ -37,28 +37,40 @@ from sync.matching import find_matches, shared_error
 from sync.work import LOST_ANSWER, Work, each
 
 
-def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
-    """Claim, write and link every work that is still open; writes go side by side where the client can."""
+def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | None = None) -> None:
+    """Claim, write and link every work that is still open; writes go side by side where the client can.
+
+    The book says how claims and links are stored: one by one, unless another one is given.
+    """
+    book = book or links.Book(flow)
     for work in works:
         if work.open and work.mapped is None:
             each([work], lambda work: map_work(flow, work))
             each([work], lambda work: scope(flow, work))
     each(works, lambda work: decide_work(flow, run, work))
     ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
-    each(works, lambda work: _claim(flow, run, work))
+    creating = {id(work): _unrepeatable(flow, work.decided) for work in works if work.open}
+    book.claim_together([links.Wanted(work.key, work.link, work.owner, creating[id(work)]) for work in works if work.open])
+    each(works, lambda work: _claim(flow, run, work, book))
+    writes: dict[int, Write | None] = {}
+    each(works, lambda work: writes.update({id(work): _write_of(flow, work)}))
     claimed = [work for work in works if work.open]
-    sending = [(work, write) for work in claimed if (write := _write_of(flow, work)) is not None]
+    sending = [(work, write) for work in claimed if (write := writes[id(work)]) is not None]
     answers: dict[int, Written | SyncError] = {}
     if sending:
         with attempt.attempt(ends_at_s=ends_at_s):  # no create may outlive what its claim promises
             written = flow.target.write_rows(flow.recipe.target.record, [write for _, write in sending])
         answers = {id(work): answer for (work, _), answer in zip(sending, written, strict=True)}
-    each(claimed, lambda work: _settle(flow, run, work, answers.get(id(work))))
+    each(claimed, lambda work: _settle(flow, run, work, answers.get(id(work)), book))
+    failed = book.settle_together()
+    for work in claimed:
+        if work.link is not None and (error := failed.get(work.link.row_key)) is not None:
+            work.error, work.outcome = error, None
 
 
-def _claim(flow: Flow, run: RunRow, work: Work) -> None:
+def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     """Claim the link, decide again if it says more than we knew, and look a doubtful write up."""
-    taken = links.claim_link(flow, work.key, work.link, work.owner, creating=_unrepeatable(flow, work.decided))
+    taken = book.claim(links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided)))
     work.link, work.interrupted = taken.row, taken.was_ours
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
@@ -127,7 +139,7 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work) -> None:
     if isinstance(answer, SyncError):
         raise answer
     if answer is not None:
-        work.target, work.matched_by = answer.row, LOST_ANSWER
+        work.target, work.matched_by, work.doubtful = answer.row, LOST_ANSWER, True
         decide_work(flow, run, work)
 
 
@@ -194,11 +206,12 @@ def _write_of(flow: Flow, work: Work) -> Write | None:
     for name in list(fields):
         known = _append_type(flow, name)
         if known is not None and isinstance(fields[name], str):
-            marker = _marker(flow, work, name)
+            text = str(fields[name])
+            marker = _marker(flow, work, name, text)
             if work.doubtful and _was_appended(flow, work, known, marker):
                 del fields[name]
             else:
-                fields[name] = f"{fields[name]} [#{marker}]"
+                fields[name] = _marked(text, marker, known.length)
     if decision.action is Action.CREATE:
         names = flow.recipe.block.first_match
         return Write(None, fields, {name: work.fields.fields[name].value for name in names})
@@ -207,11 +220,17 @@ def _write_of(flow: Flow, work: Work) -> Write | None:
     return None
 
 
-def _marker(flow: Flow, work: Work, name: str) -> str:
-    """Return the text by which an appended entry is recognised: it stands for this record, field and occasion."""
+def _marker(flow: Flow, work: Work, name: str, text: str) -> str:
+    """Return the text by which an appended entry is recognised: it stands for this record, field, text and occasion."""
     occasion = work.link.gone if work.link else 0
-    text = "\n".join((flow.pair, work.key, name, str(occasion)))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    facts = "\n".join((flow.pair, work.key, name, str(occasion), text))
+    return hashlib.sha256(facts.encode("utf-8", "replace")).hexdigest()[:10]
+
+
+def _marked(text: str, marker: str, length: int | None) -> str:
+    """Return an entry with its marker at the end; where both do not fit, the text is cut."""
+    mark = f" [#{marker}]"
+    return (text if length is None else text[: length - len(mark)]) + mark
 
 
 def _was_appended(flow: Flow, work: Work, known: FieldType, marker: str) -> bool:
@@ -225,7 +244,7 @@ def _was_appended(flow: Flow, work: Work, known: FieldType, marker: str) -> bool
     return any(marker in str(entry.get("text", "")) for entry in listed if isinstance(entry, dict))
 
 
-def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | None) -> None:
+def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | None, book: links.Book) -> None:
     """Remember what was written, and name the outcome."""
     link, decision = work.link, work.decided
     if link is None:
@@ -238,7 +257,7 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
     if answer is not None:
         work.written = answer.row or Row(answer.key, {}, url=flow.target.url(flow.recipe.target.record, answer.key))
         if new and decision.action is Action.CREATE:
-            links.own_target(flow, link, answer.key)
+            book.own_target(link, answer.key)
         if work.identity is not None:
             changes = {"claim": None, "key": answer.key, "link_key": work.key}
             links.store(flow, work.identity.model_copy(update=changes))
@@ -248,7 +267,7 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
         decision, work.fields, flow.target_name, link if not new else None, work.target, shown, flow.digests
     )
     outcome = _outcome(work, new, answer)
-    links.store(flow, _linked(flow, run, work, link, agreed, inputs, outcome))
+    book.store(_linked(flow, run, work, link, agreed, inputs, outcome))
     work.end(outcome)
 
 
