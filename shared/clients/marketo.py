@@ -6,8 +6,6 @@ they are joined by position; and two upserts of one email at the same time can m
 `createOnly` and the rest relies on the caller's claim of the email.
 """
 
-import dataclasses
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +13,7 @@ from urllib.parse import quote
 
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, encode_query
 from shared.clients.lookups import as_text, check_values, keep_asked
+from shared.clients.marketo_batches import MOST_RECORDS, Batch, Course, Entry, split
 from shared.clients.marketo_errors import (
     COMPANY_ON_LEAD,
     NOT_FOUND,
@@ -29,7 +28,6 @@ from shared.errors import (
     AccessError,
     AmbiguousWriteError,
     MappingError,
-    RateLimitedError,
     RejectedError,
     SyncError,
     TransientError,
@@ -37,11 +35,8 @@ from shared.errors import (
 
 SYSTEM = "Marketo"
 DIALECT = Dialect(SYSTEM, read_answer, request_id_member="requestId")
-MOST_RECORDS = 300  # of one call: values to look up, rows of a page, records to write
 MOST_URI_CHARS = 7_500  # of the vendor's 8 KB; above that the question travels in a body
-MOST_BODY_BYTES = 900_000  # of the vendor's 1 MB
 MOST_PAGES = 100
-SPLITS = 16  # of refused calls in a batch, to find the record that spoils one
 
 
 class Marketo:
@@ -103,7 +98,8 @@ class Marketo:
         """Write records, up to 300 in a call.
 
         A lone new lead is created only if its email is new (else AmbiguousWriteError `exists_already`); several, and
-        companies, are created or updated. The caller holds the claim on their match values.
+        companies, are created or updated. A changed email that another lead has is RejectedError `ambiguous_match`.
+        The caller holds the claim on match values.
         """
         kind = _kind(record)
         answers: dict[int, Written | SyncError] = {}
@@ -117,12 +113,14 @@ class Marketo:
                 ready.append(self._build_entry(kind, schema, index, write))
             except SyncError as exc:
                 answers[index] = exc
-        course = _Course()
+        if kind.record == "lead":
+            ready = self._without_taken(schema, ready, answers)
+        course = Course()
         for batch in self._build_batches(kind, ready, answers):
             self._run(kind, batch, answers, course)
         return [answers[index] for index in range(len(writes))]
 
-    def _build_entry(self, kind: Kind, schema: Schema, index: int, write: Write) -> "_Entry":
+    def _build_entry(self, kind: Kind, schema: Schema, index: int, write: Write) -> Entry:
         values = dict(write.match) | dict(write.fields) if write.key is None else dict(write.fields)
         if not values:
             raise MappingError(f"There is nothing that can be written to {kind.record}.", code="nothing_to_write")
@@ -130,7 +128,7 @@ class Marketo:
         if kind.record == "lead" and write.key is not None:
             if not (write.key.isascii() and write.key.isdigit()):
                 raise RejectedError("A Marketo lead's id is a number.", code="target_missing")
-            return _Entry(index, {"id": int(write.key)} | body, write.key, write.key, "id")
+            return Entry(index, {"id": int(write.key)} | body, write.key, write.key, "id")
         by = kind.key if kind.record == "company" else self._match_field(write)
         if write.key is not None:
             body = {by: write.key} | body
@@ -141,16 +139,48 @@ class Marketo:
             raise MappingError(
                 f"A {kind.noun} without {by} cannot be created in Marketo.", code=f"{kind.noun}_without_{by}"
             )
-        return _Entry(index, body, write.key, as_text(value).strip().casefold(), by)
+        return Entry(index, body, write.key, as_text(value).strip().casefold(), by)
+
+    def _without_taken(
+        self, schema: Schema, entries: Sequence[Entry], answers: dict[int, Written | SyncError]
+    ) -> list[Entry]:
+        """Leave out changes that would give a lead the email of another one: the vendor does not refuse them."""
+        field, wanted = self._lookup_field, {}
+        for entry in entries:
+            value = entry.body.get(field) if entry.key is not None else None
+            if value is None or not as_text(value).strip():
+                continue
+            try:
+                wanted[entry.index] = _filter_text(schema, field, value).casefold()
+            except RejectedError as exc:
+                answers[entry.index] = exc
+        holders: dict[str, str] = {}
+        try:
+            keys = [(text,) for text in wanted.values()]
+            for row in self.fetch_rows("lead", frozenset((field,)), (field,), keys) if keys else ():
+                text = str(row.fields[field]).casefold()
+                holders[text] = row.key if holders.get(text, row.key) == row.key else ""  # several: nobody's
+        except SyncError as exc:
+            answers.update((index, exc) for index in wanted)
+            wanted = {}
+        for entry in entries:
+            text = wanted.get(entry.index, "")
+            if text and holders.setdefault(text, str(entry.key)) != entry.key:
+                answers[entry.index] = RejectedError(
+                    f"Another lead in Marketo has this {field} ({self._http.connection}). Merge the two.",
+                    code="ambiguous_match",
+                    connection=self._http.connection,
+                )
+        return [entry for entry in entries if entry.index not in answers]
 
     def _match_field(self, write: Write) -> str:
         return next(iter(write.match)) if len(write.match) == 1 else self._lookup_field or "email"
 
     def _build_batches(
-        self, kind: Kind, entries: Sequence["_Entry"], answers: dict[int, Written | SyncError]
-    ) -> Iterator["_Batch"]:
+        self, kind: Kind, entries: Sequence[Entry], answers: dict[int, Written | SyncError]
+    ) -> Iterator[Batch]:
         """Group changes and creates into calls; a record that is the same as an earlier one of its call waits its turn."""
-        groups: dict[tuple[bool, str], list[_Entry]] = {}
+        groups: dict[tuple[bool, str], list[Entry]] = {}
         created: set[tuple[str, str]] = set()
         for entry in entries:
             if entry.key is None and (entry.by, entry.identity) in created:
@@ -164,10 +194,10 @@ class Marketo:
                 created.add((entry.by, entry.identity))
             groups.setdefault((entry.key is None, entry.by), []).append(entry)
         for (create, by), members in groups.items():
-            for part in _split(members):
-                yield _Batch(create, by, tuple(part))
+            for part in split(members):
+                yield Batch(create, by, tuple(part))
 
-    def _run(self, kind: Kind, batch: "_Batch", answers: dict[int, Written | SyncError], course: "_Course") -> None:
+    def _run(self, kind: Kind, batch: Batch, answers: dict[int, Written | SyncError], course: Course) -> None:
         """Make one call; a refusal of the whole call is narrowed down, so that a bad record spoils no other."""
         action = f"{'create' if batch.create else 'update'} {kind.record}"
         try:
@@ -190,7 +220,7 @@ class Marketo:
             for entry, item in zip(batch.entries, items, strict=True):
                 answers[entry.index] = self._read_item(kind, batch, entry, item, f"{action}, request {request_id}")
 
-    def _body(self, kind: Kind, batch: "_Batch") -> dict[str, Any]:
+    def _body(self, kind: Kind, batch: Batch) -> dict[str, Any]:
         records = [entry.body for entry in batch.entries]
         if kind.record == "company":
             action = "createOrUpdate" if batch.create else "updateOnly"
@@ -201,7 +231,7 @@ class Marketo:
         lookup = {"lookupField": batch.by} if self._lookup_field else {}
         return {"action": action, **lookup, "input": records}
 
-    def _read_items(self, batch: "_Batch", answer: Answer, action: str) -> list[Mapping[str, Any]]:
+    def _read_items(self, batch: Batch, answer: Answer, action: str) -> list[Mapping[str, Any]]:
         items = answer.data.get("result")
         sound = isinstance(items, list) and all(isinstance(item, dict) and item.get("status") for item in items)
         if sound and len(items) == len(batch.entries):
@@ -217,7 +247,7 @@ class Marketo:
         )
 
     def _read_item(
-        self, kind: Kind, batch: "_Batch", entry: "_Entry", item: Mapping[str, Any], where: str
+        self, kind: Kind, batch: Batch, entry: Entry, item: Mapping[str, Any], where: str
     ) -> Written | SyncError:
         """Return what became of one record; the answer names none, so its place is all there is to go by."""
         status, number = item.get("status"), item.get("id")
@@ -334,77 +364,6 @@ class Marketo:
 
 
 _COMPANIES_CLOSED = (AccessError.code, "company_interface_off", "feature_off")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One write as its call carries it."""
-
-    index: int  # among the writes
-    body: Mapping[str, Any]
-    key: str | None  # None: to be created
-    identity: str  # what may stand in a call only once
-    by: str  # the field that finds the record
-
-    @property
-    def size(self) -> int:
-        return len(json.dumps(self.body)) + 2
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """The records of one call."""
-
-    create: bool
-    by: str
-    entries: tuple[_Entry, ...]
-
-    def halves(self) -> "tuple[_Batch, _Batch]":
-        middle = len(self.entries) // 2
-        return (
-            dataclasses.replace(self, entries=self.entries[:middle]),
-            dataclasses.replace(self, entries=self.entries[middle:]),
-        )
-
-
-class _Course:
-    """How a batch of writes goes: what ends it, and how many calls may still be spent on narrowing a refusal down."""
-
-    def __init__(self) -> None:
-        self._end: SyncError | None = None
-        self._splits = SPLITS
-
-    def check(self) -> None:
-        """Raise what the connection met before, if it concerns every further call."""
-        if self._end is not None:
-            raise self._end
-
-    def note(self, error: SyncError) -> None:
-        """End the batch when the connection has to rest or is at fault."""
-        if isinstance(error, RateLimitedError | AccessError):
-            self._end = error
-
-    def may_split(self) -> bool:
-        """Take one split if there is one left."""
-        self._splits -= 1
-        return self._splits >= 0
-
-
-def _split(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
-    """Cut entries into calls by number, by size, and so that none holds a record twice."""
-    part: list[_Entry] = []
-    held: set[str] = set()
-    size = 0
-    for entry in entries:
-        full = len(part) >= MOST_RECORDS or size + entry.size > MOST_BODY_BYTES or entry.identity in held
-        if part and full:
-            yield part
-            part, held, size = [], set(), 0
-        part.append(entry)
-        held.add(entry.identity)
-        size += entry.size
-    if part:
-        yield part
 
 
 def _kind(record: str) -> Kind:

@@ -11,7 +11,7 @@ import responses
 
 from sandbox.marketo_fields import Field
 from sandbox.simulator import FaultKind
-from shared.clients import marketo
+from shared.clients import marketo, marketo_batches
 from shared.clients.system import FieldKind, Write, Written
 from shared.errors import (
     AccessError,
@@ -256,8 +256,43 @@ def test_change_goes_by_id_and_keeps_what_was_not_sent(bench: MarketoBench) -> N
     assert kinds(answers) == ["updated", "updated"]
     (row,) = bench.sim.rows("leads", id=key)
     assert (row["email"], row["title"], row["phone"]) == ("new@acme.example", None, "1")
-    (entry,) = bench.sim.requests("POST", LEADS)
+    (entry,) = bench.sim.requests("POST", LEADS)  # and one look-up, of who has the new email
     assert (json.loads(entry.body)["action"], json.loads(entry.body)["lookupField"]) == ("updateOnly", "id")
+
+
+def test_email_of_another_lead_is_not_taken(bench: MarketoBench) -> None:
+    """The vendor would let two leads have it; case alone, or one's own email, is no move."""
+    taken, mover, late = (str(bench.sim.insert("leads", email=f"{who}@acme.example")) for who in ("a", "b", "c"))
+    moves = [(taken, "A@acme.example"), (mover, "a@acme.example"), (mover, "new@acme.example"), (late, "NEW@acme.example"), (late, "a,c@acme.example")]  # fmt: skip
+    for _ in range(2):
+        bench.sim.insert("leads", email="twice@acme.example")
+
+    answers = bench.client.write_rows(
+        "lead", [*(Write(key, {"email": email}) for key, email in moves), Write(late, {"email": "twice@acme.example"})]
+    )
+
+    assert kinds(answers) == [
+        "updated",
+        (RejectedError, "ambiguous_match"),
+        "updated",
+        (RejectedError, "ambiguous_match"),
+        (RejectedError, "unsearchable_value"),
+        (RejectedError, "ambiguous_match"),
+    ]
+    emails = [row["email"] for row in bench.sim.rows("leads")]
+    assert emails == ["A@acme.example", "new@acme.example", "c@acme.example", *["twice@acme.example"] * 2]
+
+
+def test_email_is_not_moved_while_nobody_can_say_who_has_it(bench: MarketoBench) -> None:
+    """A look-up that fails leaves its change for later, and the other changes go on."""
+    key = str(bench.sim.insert("leads", email="a@acme.example"))
+    other = str(bench.sim.insert("leads", email="b@acme.example"))
+    bench.client.describe("lead")
+    bench.sim.script_error("713", method="GET", times=3)
+
+    answers = bench.client.write_rows("lead", [Write(key, {"email": "n@acme.example"}), Write(other, {"title": "x"})])
+
+    assert kinds(answers) == [(TransientError, "vendor_unavailable"), "updated"]
 
 
 def test_two_changes_of_one_lead_go_one_after_the_other(bench: MarketoBench) -> None:
@@ -340,7 +375,7 @@ def test_refusal_of_a_whole_call_is_narrowed_down(bench: MarketoBench) -> None:
     bench.sim.script_error("1003", path=LEADS, times=1000)
     refused = bench.create(*(f"q{i}@acme.example" for i in range(300)))
     assert set(kinds(refused)) == {(RejectedError, "invalid_value")}
-    assert bench.calls("POST", LEADS) < 7 + 2 * marketo.SPLITS + 2
+    assert bench.calls("POST", LEADS) < 7 + 2 * marketo_batches.SPLITS + 2
 
 
 def test_times_and_dates_are_written_in_the_vendors_form(bench: MarketoBench) -> None:
