@@ -77,16 +77,23 @@ def _later_or_fail(app: App, flow: Flow, run: RunRow, message: PageMessage, mess
 
 def _begin(app: App, flow: Flow, run: RunRow) -> RunRow:
     """Check the recipe before its first run and fix the run's end by the vendor's clock."""
-    if run.state is not RunState.QUEUED and not (run.moves_cursor and run.until is None):
+    if run.started_at is not None:
         return run
     _validate_once(app, flow)
     needs_clock = run.until is None and run.kind is not RunKind.IDS
     until = flow.source.read_clock() if needs_clock else run.until
 
     def begin(stored: RunRow) -> RunRow:
-        if stored.state is not RunState.QUEUED:
+        if stored.started_at is not None or stored.state.ended:
             return stored
-        changes = {"state": RunState.RUNNING, "started_at": app.now(), "moved_at": app.now(), "until": until}
+        changes = {
+            "state": RunState.RUNNING,
+            "started_at": app.now(),
+            "moved_at": app.now(),
+            "until": until,
+            "waiting_since": None,
+            "waiting_for": "",
+        }
         return stored.model_copy(update=changes)
 
     return app.update_run(run.run_id, begin) or run
@@ -223,7 +230,7 @@ def _fan_out(
         digests = []
     held = [work for work in works if work.missing]
     for work in held:
-        work.end(Outcome.HELD, "new_users", "Waits because the run would create many users.")
+        _end_held(work)
     results, sending = [], []
     for work in works:
         failed_for_good = work.error is not None and outcomes.settle_error(flow, work) is None
@@ -257,6 +264,10 @@ def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner
         return
     models = [ItemModel(key=key) for key in page.held_keys]
     _fan_out(app, flow, run, page.page, models, owner, may_create=True, only=False)
+    try:
+        app.tables.replace(page.model_copy(update={"held_keys": []}))  # until then the watchdog releases it again
+    except RowChangedError:
+        LOG.info("another copy of this message has released the page")
 
 
 # -- working ------------------------------------------------------------------------------------------------------
@@ -277,7 +288,8 @@ def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: 
         fresh = message.attempt == 1 and dequeue_count <= 1 and not message.first_id
         known = [work for work in works if fresh and items.restore(flow, work)]
         unknown = [work for work in works if work not in known]
-        items.prepare(flow, run, unknown, create_references=True)
+        items.prepare(flow, run, unknown, create_references=run.released)
+        _create_or_hold(app, flow, run, message.page, [work for work in unknown if work.missing])
         writing.finish(flow, run, works)
         results: list[ResultRow] = []
         for work in works:
@@ -292,6 +304,31 @@ def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: 
             elif work.outcome is not None:
                 results.append(outcomes.result_of(flow, run, work))
         outcomes.store_results(flow, results)
+
+
+def _create_or_hold(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Work]) -> None:
+    """Hold the records that need new users, which their page could not tell, until the run's guard has decided."""
+    if not works:
+        return
+    now = app.find_run(run.run_id)
+    if now is not None and now.released:
+        items.create_missing(flow, run, works)
+        return
+    keys, digests = [work.key for work in works], {digest for work in works for digest in work.missing}
+
+    def hold(row: PageRow | None) -> PageRow | None:
+        if row is None:
+            return None
+        held = list(dict.fromkeys([*row.held_keys, *keys]))
+        return row.model_copy(update={"held_keys": held, "new_references": sorted(digests.union(row.new_references))})
+
+    app.tables.update(PageRow, run.run_id, f"{page:06d}", hold)  # before the results, which let the guard decide
+    for work in works:
+        _end_held(work)
+
+
+def _end_held(work: Work) -> None:
+    work.end(Outcome.HELD, "new_users", "Waits because the run would create many users.")
 
 
 def _without_result(app: App, run: RunRow, page: int, works: list[Work]) -> list[Work]:
@@ -320,7 +357,7 @@ def _note_outage(app: App, run_id: str, later: Again) -> None:
         return
 
     def wait(run: RunRow) -> RunRow:
-        if run.state is not RunState.RUNNING:
+        if run.state not in (RunState.QUEUED, RunState.RUNNING):
             return run
         changes = {"state": RunState.WAITING, "waiting_since": app.now(), "waiting_for": later.outage_of}
         return run.model_copy(update=changes)

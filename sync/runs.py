@@ -393,7 +393,7 @@ def _judge_held(app: App, run: RunRow) -> RunRow:
     if len(pages) <= run.last_page or not all(page.fanned_out for page in pages):
         return run
     held = [page for page in pages if page.held_keys]
-    if not held:
+    if not held or any(missing_keys(app, page, held_counts=True) for page in pages):  # some may have to be held yet
         return run
     wanted = len({digest for page in held for digest in page.new_references})
     if wanted <= app.settings.max_new_users:
@@ -411,14 +411,29 @@ def _judge_held(app: App, run: RunRow) -> RunRow:
     return run
 
 
+def missing_keys(app: App, page: PageRow, *, held_counts: bool) -> list[str]:
+    """Return the records of a page that have no result; `held_counts` says whether a held one is a result."""
+    known = {
+        result.key
+        for result in app.tables.query(ResultRow, f"{page.run_id}!{page.page:06d}", select=("key", "outcome"))
+        if held_counts or result.outcome is not Outcome.HELD
+    }
+    return [key for key in page.keys if key not in known]
+
+
 def release(app: App, run: RunRow) -> RunRow:
     """Let what the guards hold go: send its pages again."""
     run = app.change_run(run.run_id, released=True, state=RunState.RUNNING, moved_at=app.now()) or run
+    send_held(app, run)
+    return run
+
+
+def send_held(app: App, run: RunRow) -> None:
+    """Send the pages that hold something; a page that is released holds nothing any more."""
     pages = [page for page in app.tables.query(PageRow, run.run_id) if page.held_keys]
     app.queues.send_many(
         [PageMessage(run_id=run.run_id, page=page.page, release=True, first_sent_at=app.now()) for page in pages]
     )
-    return run
 
 
 def confirm_run(app: App, run_id: str, who: str) -> RunRow:

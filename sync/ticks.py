@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 from shared.errors import MappingError
 from shared.state.rows import CursorRow, PageMessage, PageRow, RunKind, RunRow, RunState
+from shared.telemetry import without_texts
 from sync import runs
 from sync.app import App
 from sync.recipe import Recipe
@@ -21,6 +22,7 @@ EVENTS_STALLED = timedelta(seconds=3 * runs.EVENTS_CHECK_S)
 WATCHED_RUNS = 20  # newest runs per recipe that the watchdog looks at
 
 
+@without_texts()
 def start_daily(app: App) -> None:
     """Start the recipes that run at the app's daily time, then forget what is old."""
     for recipe in app.recipes.values():
@@ -30,6 +32,7 @@ def start_daily(app: App) -> None:
     purge(app)
 
 
+@without_texts()
 def tick(app: App) -> None:
     """Start what recipes' own schedules ask for, then look after runs that stopped moving."""
     now = app.now()
@@ -107,6 +110,8 @@ def _push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
         LOG.warning("run stopped moving; it is pushed", extra={"run_id": run.run_id, "recipe": recipe.name})
         if run.last_page is None and run.kind is not RunKind.EVENTS:
             app.queues.send(_next_page(app, run))
+        if run.released:
+            runs.send_held(app, run)
         runs.push_run(app, run)
 
 
