@@ -120,6 +120,14 @@ def test_many_values_are_asked_for_in_few_calls(bench: MarketoBench) -> None:
     assert all(entry.query == "_method=GET" for entry in bench.sim.requests("POST", LEADS))
 
 
+def test_lead_that_two_calls_find_comes_once(bench: MarketoBench) -> None:
+    """One address in two spellings, far apart."""
+    bench.sim.insert("leads", email="ada@acme.example")
+    others = [f"p{i}@acme.example" for i in range(300)]
+
+    assert len(bench.find("ada@acme.example", *others, "ADA@acme.example")) == 1
+
+
 def test_few_values_are_asked_for_in_the_address(bench: MarketoBench) -> None:
     """A short question is a plain GET."""
     bench.client.describe("lead")
@@ -635,6 +643,18 @@ def test_read_survives_two_passing_faults_and_tells_a_lasting_one(bench: Marketo
     plan(0)
     with pytest.raises(TransientError):
         bench.find("a@acme.example")
+
+
+def test_result_of_another_lead_is_not_believed(bench: MarketoBench) -> None:
+    """Results are joined by position; for a change the id shows whether the position is right."""
+    key = str(bench.sim.insert("leads", email="a@acme.example"))
+    bench.client.describe("lead")
+    body = '{"success":true,"result":[{"id":999,"status":"updated"}]}'
+    bench.sim.add_fault(FaultKind.STATUS, method="POST", status=200, body=body)
+
+    answers = bench.client.write_rows("lead", [Write(key, {"title": "Buyer"})])
+
+    assert kinds(answers) == [(TransientError, "unreadable_answer")]
 
 
 def test_partial_success_is_told_record_by_record(bench: MarketoBench) -> None:
