@@ -140,8 +140,9 @@ async def running(
     ports = Ports.of(base_port)
     ports.check()
     FOLDER.mkdir(exist_ok=True)
+    _sweep(FOLDER)
     async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=FOLDER)))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"run-{os.getpid()}-", dir=FOLDER)))
         keeper = stack.enter_context(ThreadPoolExecutor(1, "sandbox-keeper"))  # children live as long as its thread
         azurite = Azurite()
         with _as_sandbox_error():
@@ -352,6 +353,17 @@ def _as_sandbox_error() -> Iterator[None]:
         yield
     except (AzuriteError, HostError) as exc:
         raise SandboxError(str(exc)) from exc
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed sandboxes left; a running one's folder bears its process id."""
+    for left in folder.glob("run-*-*"):
+        try:
+            os.kill(int(left.name.split("-")[1]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(left, ignore_errors=True)
+        except PermissionError:
+            continue  # another user's
 
 
 def _taken(port: int, what: str) -> str:

@@ -98,6 +98,20 @@ def test_own_settings_never_lead_out(local_settings: dict[str, str]) -> None:
         assert env["AZUREWEBJOBSSTORAGE"] == started.connection_string
 
 
+def test_leftovers_of_killed_sandboxes_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose process is gone is removed at the next start, a running one's stays."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    (tmp_path / f"run-{gone.pid}-a").mkdir()
+    (tmp_path / f"run-{os.getppid()}-b").mkdir()
+    monkeypatch.setattr(sandbox.start, "FOLDER", tmp_path)
+
+    with running_in_thread(records=1, incidents=0, app=False):
+        pass
+
+    assert [path.name for path in tmp_path.iterdir()] == [f"run-{os.getppid()}-b"]
+
+
 def test_seed_decides_the_records() -> None:
     """The same seed gives the same cases, another one others."""
 
