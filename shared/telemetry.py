@@ -4,13 +4,18 @@ Azure's worker attaches a handler of its own to the root logger; we only add to 
 handler writes to standard error.
 """
 
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from shared import attempt
+from shared.errors import SyncError
+
+LOG = logging.getLogger(__name__)
 
 QUIET = ("azure", "urllib3", "msal", "asyncio", "requests")
 ATTEMPT_FIELDS = ("run_id", "recipe", "record_key", "correlation_id")
@@ -68,10 +73,10 @@ class RedactingFilter(logging.Filter):
             record.msg, record.args = clean, ()
         for name, value in fields_of(record).items():
             setattr(record, name, _redact_field(name, value))
-        if record.exc_info and record.exc_info[0] and not record.exc_text:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text and (clean := redact(record.exc_text)) != record.exc_text:
-            record.exc_text, record.exc_info = clean, None  # exporters that format the exception themselves get none
+        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+            record.exc_text, record.exc_info = format_exception(record.exc_info[1]), None  # nobody formats it himself
+        if record.exc_text:
+            record.exc_text = redact(record.exc_text)
         return True
 
 
@@ -97,6 +102,32 @@ class FieldsFormatter(logging.Formatter):
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
     """Return the fields that a line carries beside its text."""
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def format_exception(exc: BaseException) -> str:
+    """Return where an exception came from, causes first; its text only if it is ours, as others' hold values of records."""
+    told = ""
+    link: BaseException | None = exc
+    while link is not None:
+        text = f": {link}" if isinstance(link, SyncError) else " (its text is withheld)"
+        told = f"{''.join(traceback.format_tb(link.__traceback__))}{type(link).__name__}{text}\n{told}"
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return told.rstrip()
+
+
+@contextlib.contextmanager
+def without_texts(**facts: object) -> Iterator[None]:
+    """Let no exception leave with a text that is not ours: the host would log it. Its place is logged here instead."""
+    try:
+        yield
+    except SyncError as exc:
+        raise exc from None
+    except Exception as exc:
+        LOG.exception("an invocation failed unexpectedly", extra=facts)
+        name = type(exc).__name__
+    else:
+        return
+    raise SyncError(f"Concord hit an error of its own ({name}); its log says more.", code="internal_error") from None
 
 
 def configure_logging(root: logging.Logger | None = None) -> None:

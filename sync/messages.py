@@ -12,6 +12,7 @@ from shared.attempt import Lane
 from shared.errors import MappingError
 from shared.state.queues import Taken, parse
 from shared.state.rows import EventMessage, ItemsMessage, Message, PageMessage, RunMessage, SummaryMessage
+from shared.telemetry import without_texts
 from sync import events, pages, poison, runs, summaries
 from sync.app import App
 
@@ -78,5 +79,7 @@ def _work(
     if dequeue_count > 1:
         LOG.warning("a message was delivered again", extra={"queue": model.QUEUE, "dequeue_count": dequeue_count})
     ends_at_s = attempt.monotonic_s() + app.settings.queue_lease_s * LEASE_SHARE
-    with attempt.attempt(lane=lane, ends_at_s=ends_at_s):
+    named = {name: getattr(message, name, "") for name in ("run_id", "recipe")}
+    facts = {"queue": model.QUEUE} | {name: fact for name, fact in named.items() if fact}
+    with without_texts(**facts), attempt.attempt(lane=lane, ends_at_s=ends_at_s):
         step(app, message)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import traceback
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.attempt import attempt
-from shared.telemetry import FieldsFormatter, RedactingFilter, configure_logging, redact
+from shared.errors import StateError, SyncError
+from shared.telemetry import FieldsFormatter, RedactingFilter, configure_logging, redact, without_texts
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJ4In0.c2lnbmF0dXJl"
 
@@ -110,8 +112,9 @@ def test_redact_takes_out(text, clean):
 
 def test_logging_redacts_message_arguments_fields_and_exception(root, lines):
     """Wherever a secret stands in a line, it does not come out."""
+    given = "password=hunter2 for ann@example.com"
     try:
-        int("password=hunter2 for ann@example.com")
+        int(given)
     except ValueError:
         root.exception(
             "Call %s failed",
@@ -130,18 +133,56 @@ def test_logging_redacts_message_arguments_fields_and_exception(root, lines):
     assert "example.com" not in text
     assert "https://a.example/?code=<secret>" in text
     assert '"status": 401' in text
-    assert "ValueError: invalid literal for int() with base 10: 'password=<secret> for <email>'" in text
+    assert "ValueError (its text is withheld)" in text
 
 
-def test_logging_a_line_without_secrets_keeps_text_arguments_and_exception():
+def test_logging_a_line_without_secrets_keeps_text_and_arguments():
     """Only what has to change is changed, so that lines can still be grouped by their constant text."""
-    error = ValueError("no")
-    record = logging.LogRecord("x", logging.INFO, "", 0, "Read %d rows", (3,), (ValueError, error, None))
+    record = logging.LogRecord("x", logging.INFO, "", 0, "Read %d rows", (3,), None)
 
     RedactingFilter().filter(record)
 
     assert (record.msg, record.args) == ("Read %d rows", (3,))
-    assert record.exc_info == (ValueError, error, None)
+
+
+def test_logging_an_exception_tells_texts_of_ours_alone(root, lines):
+    """Where it came from and what led to it is told; a text that is not ours may hold a record's values."""
+    try:
+        try:
+            {}["Ada Quill"]
+        except KeyError as exc:
+            raise StateError("The row cannot be read.") from exc
+    except StateError:
+        root.exception("Storage refused")
+
+    text = lines.getvalue()
+    assert "StateError: The row cannot be read." in text
+    assert "KeyError (its text is withheld)" in text
+    assert text.index("KeyError") < text.index("StateError")
+    assert "test_telemetry.py" in text
+
+
+def look_up(name):
+    return {}[name]
+
+
+def refuse(name):
+    try:
+        look_up(name)
+    except KeyError as exc:
+        raise StateError("Refused.") from exc
+
+
+@pytest.mark.parametrize(
+    ("work", "says"), [(look_up, "an error of its own (KeyError)"), (refuse, "Refused.")], ids=["foreign", "ours"]
+)
+def test_what_the_host_logs_holds_no_foreign_text(work, says):
+    """The host prints what a trigger raises with all its causes: a sentence of ours is left, and its cause is not."""
+    with pytest.raises(SyncError) as caught, without_texts(queue="items"):
+        work("Ada Quill")
+
+    assert says in caught.value.message
+    assert "Ada Quill" not in "".join(traceback.format_exception(caught.value)).replace('work("Ada Quill")', "")
 
 
 def test_logging_arguments_that_do_not_fit_stop_nothing(root, lines):
