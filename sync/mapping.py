@@ -13,6 +13,7 @@ from shared.errors import MappingError
 from sync.converters import apply_converters
 from sync.fitting import WRONG_KIND, fit_type
 from sync.placeholders import MARKER_PATH, Template, text_of
+from sync.reasons import REASONS
 from sync.recipe import RECORD_ITSELF, Block, FieldRule, Find, MatchRule, WriteMode, join_path
 
 NO_TYPES: Mapping[str, RecordType] = MappingProxyType({})
@@ -182,7 +183,7 @@ def _map_value(rule: FieldRule, scope: _Scope, field_type: FieldType | None) -> 
     source_empty = raw is None and not codes and accepted == (None,)
     if not accepted or source_empty:
         if rule.reason and (source_empty or rule.default is None):
-            raise MappingError(f"{rule.name}: {_source_words(rule)} is empty or cannot be used.", code=rule.reason)
+            raise _required_error(rule, rule.reason, "is empty or cannot be used")
         default = fit_type(rule.default, field_type) if field_type and rule.default is not None else rule.default
         accepted = (default,)
     return MappedField(
@@ -220,7 +221,7 @@ def _map_reference(rule: FieldRule, find: Find, scope: _Scope, find_types: Mappi
     default = _default_inputs(rule, find)
     path = next((path for path in rule.from_ if scope.read(path) is not None), None)
     if path is None and rule.reason:
-        raise MappingError(f"{rule.name}: {_source_words(rule)} is empty.", code=rule.reason)
+        raise _required_error(rule, rule.reason, "is empty")
     if path is None:
         return MappedField(rule, source_empty=default is None, find_inputs=default)
     inside, key = scope.at(path), scope.read(path)
@@ -300,6 +301,13 @@ def _warning(rule: FieldRule, code: str) -> FieldWarning:
 
 def _falls_back(rule: FieldRule, code: str) -> bool:
     return rule.default is not None and code in {"unknown_choice", "invalid_value", WRONG_KIND}
+
+
+def _required_error(rule: FieldRule, code: str, what: str) -> MappingError:
+    """Build the error of a record that lacks what it must have: in the reason's own words where it has some."""
+    detail = f"{rule.name}: {_source_words(rule)} {what}."
+    known = REASONS.get(code)
+    return MappingError(f"{known.says[:-1]} ({detail[:-1]})." if known else detail, code=code)
 
 
 def _source_words(rule: FieldRule) -> str:

@@ -28,7 +28,7 @@ from shared.state.rows import (
     key_text,
 )
 from shared.state.tables import RowChangedError, RowExistsError
-from sync import items, outcomes, runs, writing
+from sync import bulk, items, outcomes, runs, writing
 from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
@@ -135,6 +135,9 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
             page, rows = exc.stored, None  # another copy of this message was faster: its manifest counts
     if page.fanned_out:
         return
+    in_bulk = bulk.is_bulk(app, run, page)
+    if in_bulk and not page.last:
+        bulk.await_turn(app, flow, page)
     if page.last:
         app.change_run(run.run_id, last_page=page.page)
     else:
@@ -142,9 +145,11 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
             PageMessage(run_id=run.run_id, page=page.page + 1, link=page.next_link, first_sent_at=app.now())
         )
     known = {row.key: row for row in rows or ()}
-    models = [ItemModel(key=key, row=RowModel.of(known[key]) if key in known else None) for key in page.keys]
+    keys = page.keys if rows is not None else _keys_without_result(app, page)
+    models = [ItemModel(key=key, row=RowModel.of(known[key]) if key in known else None) for key in keys]
+    only = page.last and page.page == 0
     held, digests = _fan_out(
-        app, flow, run, page.page, models, owner, may_create=run.released, only=page.last and page.page == 0
+        app, flow, run, page.page, models, owner, may_create=run.released, only=only, bulky=in_bulk
     )
     _mark_fanned_out(app, page, held, digests)
 
@@ -213,8 +218,9 @@ def _fan_out(
     *,
     may_create: bool,
     only: bool,
+    bulky: bool,
 ) -> tuple[list[str], list[str]]:
-    """Prepare a page's records together, store what that settled, send the others.
+    """Prepare a page's records together, store what that settled, send the others, or work them here (`bulky`).
 
     Returns the keys that a guard holds and the digests of the users they would create. With `only` the page is all
     there is, so that the guard can be asked at once.
@@ -239,8 +245,35 @@ def _fan_out(
         else:
             sending.append(work)
     outcomes.store_results(flow, results)
+    if bulky:
+        sending = _work_here(app, flow, run, page, sending, owner)
     app.queues.send_many([_message_for(app, flow, run, page, work) for work in sending])
     return [work.key for work in held], digests
+
+
+def _work_here(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Work], owner: str) -> list[Work]:
+    """Work a page's prepared records in portions; return those that are left for messages of their own.
+
+    The owner of a record's claims is this message and the record: it stays the same when the record goes on alone.
+    """
+    ready = [work for work in works if work.error is None]
+    unprepared = [work for work in works if work.error is not None]
+    message = ItemsMessage(run_id=run.run_id, page=page, items=[], first_sent_at=app.now())
+    worked = 0
+    for portion in bulk.portions(flow, ready):
+        for work in portion:
+            work.owner, work.first_sent_at = f"{owner}:{work.key}", message.first_sent_at
+        bulk.finish(flow, run, portion)
+        _close(app, flow, run, message, portion)
+        worked += len(portion)
+    return [*ready[worked:], *unprepared]
+
+
+def _keys_without_result(app: App, page: PageRow) -> list[str]:
+    """Return the records of a page that are still to be worked: all but those that an earlier delivery has ended."""
+    stored = app.tables.query(ResultRow, f"{page.run_id}!{page.page:06d}", select=("key", "outcome"))
+    ended = {result.key for result in stored if result.outcome is not Outcome.HELD}
+    return [key for key in page.keys if key not in ended]
 
 
 def _message_for(app: App, flow: Flow, run: RunRow, page: int, work: Work) -> ItemsMessage:
@@ -263,7 +296,8 @@ def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner
     if page is None or not page.held_keys:
         return
     models = [ItemModel(key=key) for key in page.held_keys]
-    _fan_out(app, flow, run, page.page, models, owner, may_create=True, only=False)
+    in_bulk = bulk.is_bulk(app, run, page)
+    _fan_out(app, flow, run, page.page, models, owner, may_create=True, only=False, bulky=in_bulk)
     try:
         app.tables.replace(page.model_copy(update={"held_keys": []}))  # until then the watchdog releases it again
     except RowChangedError:
@@ -285,25 +319,33 @@ def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: 
     if dequeue_count > 1 or message.attempt > 1 or message.first_id:
         works = _without_result(app, run, message.page, works)
     with attempt.attempt(run_id=run.run_id, recipe=run.recipe, correlation_id=run.run_id):
-        fresh = message.attempt == 1 and dequeue_count <= 1 and not message.first_id
+        fresh = message.attempt == 1 and dequeue_count <= 1  # a wait changes nothing of what the page found out
         known = [work for work in works if fresh and items.restore(flow, work)]
         unknown = [work for work in works if work not in known]
         items.prepare(flow, run, unknown, create_references=run.released)
         _create_or_hold(app, flow, run, message.page, [work for work in unknown if work.missing])
         writing.finish(flow, run, works)
-        results: list[ResultRow] = []
-        for work in works:
-            later = outcomes.settle_error(flow, work)
-            if later is not None:
-                _note_outage(app, run.run_id, later)
-                alone = ItemsMessage(
-                    **message.model_dump(exclude={"items"}),
-                    items=[ItemModel(key=work.key)] if later.counted else [work.item],
-                )
-                app.queues.send(fit(_again(app, alone, message_id, later)), delay_s=later.delay_s)
-            elif work.outcome is not None:
-                results.append(outcomes.result_of(flow, run, work))
-        outcomes.store_results(flow, results)
+        _close(app, flow, run, message, works)
+
+
+def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequence[Work]) -> None:
+    """End each record with its result, or send it again alone; its claims stay its own."""
+    results: list[ResultRow] = []
+    outage: Again | None = None
+    for work in works:
+        later = outcomes.settle_error(flow, work)
+        if later is not None:
+            outage = later if later.outage_of else outage
+            alone = ItemsMessage(
+                **message.model_dump(exclude={"items"}),
+                items=[ItemModel(key=work.key)] if later.counted else [work.item],
+            )
+            app.queues.send(fit(_again(app, alone, work.owner, later)), delay_s=later.delay_s)
+        elif work.outcome is not None:
+            results.append(outcomes.result_of(flow, run, work))
+    if outage is not None:
+        _note_outage(app, run.run_id, outage)
+    outcomes.store_results(flow, results)
 
 
 def _create_or_hold(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Work]) -> None:

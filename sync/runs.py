@@ -46,6 +46,7 @@ EVENTS_CHECK_S = 300.0  # how often a day of events is added up
 FIRST_CHECK_S = 1.0
 LONGEST_CHECK_S = 10.0
 START_TRIES = 8
+PAGES_LOOKED_AT = 100  # by one check: pages are done nearly in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,10 +275,11 @@ def look_again(app: App, run: RunRow, delay_s: float) -> None:
 
 def push_run(app: App, run: RunRow, delay_s: float = 0) -> RunRow:
     """Have a run looked at by a new check; the one before, if it still lives, ends."""
-    run = (
-        app.update_run(run.run_id, lambda row: row.model_copy(update={"turn": row.turn + 1, "moved_at": app.now()}))
-        or run
-    )
+
+    def push(row: RunRow) -> RunRow:
+        return row.model_copy(update={"turn": row.turn + 1, "stalls": row.stalls + 1, "moved_at": app.now()})
+
+    run = app.update_run(run.run_id, push) or run
     look_again(app, run, delay_s)
     return run
 
@@ -285,14 +287,12 @@ def push_run(app: App, run: RunRow, delay_s: float = 0) -> RunRow:
 def _account(app: App, run: RunRow) -> RunRow:
     """Add up the pages whose results are all in, and note whether anything moved."""
     counts, warnings, done, partial = Counter(run.counts), run.warnings, run.pages_done, 0
-    for page in app.tables.query(PageRow, run.run_id, row_from=f"{done:06d}"):
-        if page.page != done:  # an earlier page is still to be listed
-            break
+    for page in app.tables.query(PageRow, run.run_id, row_from=f"{done:06d}", limit=PAGES_LOOKED_AT):
         results = list(app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED))
         final = {result.key: result for result in results if result.outcome is not Outcome.HELD}
-        if not page.fanned_out or not set(page.keys) <= final.keys():
-            partial += len(final)
-            break
+        if page.page != done or not page.fanned_out or not set(page.keys) <= final.keys():
+            partial += len(final)  # counted for good when its turn comes
+            continue
         keep_open(app, run, list(final.values()))
         for result in final.values():
             counts[result.outcome.value] += 1
@@ -309,6 +309,7 @@ def _account(app: App, run: RunRow) -> RunRow:
         "pages_done": done,
         "results_seen": seen,
         "moved_at": app.now(),
+        "stalls": 0,
     }
     if run.state is RunState.WAITING:
         changes |= {"state": RunState.RUNNING, "waiting_since": None, "waiting_for": ""}
