@@ -683,7 +683,7 @@ def test_hanging_create_is_ambiguous() -> None:
     """No answer within the time-out."""
     with marketo_bench(read_s=0.3) as bench:
         bench.client.describe("lead")
-        bench.sim.add_fault(FaultKind.HANG, method="POST", path=LEADS, seconds=1.0)
+        bench.sim.add_fault(FaultKind.HANG, method="POST", path=LEADS, seconds=0.7)
 
         assert kinds(bench.create("a@acme.example")) == [(AmbiguousWriteError, "no_answer")]
 
