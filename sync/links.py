@@ -4,11 +4,12 @@ A link's row stands under the record that the making recipe read (its source). T
 TargetRow, which is also what makes one target record belong to one source record.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from shared.clients.system import Value
-from shared.errors import RateLimitedError, RejectedError
+from shared.errors import RateLimitedError, RejectedError, SyncError
 from shared.state import claims
 from shared.state.rows import Claim, IdentityRow, LinkRow, TargetRow
 from shared.state.tables import RowChangedError, RowExistsError
@@ -52,6 +53,42 @@ def new_claim(flow: Flow, owner: str, *, creating: bool) -> Claim:
     now = flow.now()
     create_by = now + timedelta(seconds=flow.limits.create_s) if creating else None
     return Claim(owner=owner, until=now + timedelta(seconds=flow.limits.claim_s), create_by=create_by)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A claim on a source record's link."""
+
+    key: str
+    link: LinkRow | None  # as it was read
+    owner: str
+    creating: bool
+
+
+class Book:
+    """How a batch's claims and links are stored: here each by itself; `bulk.ShardBook` stores them together."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+
+    def claim_together(self, wanted: Sequence[Wanted]) -> None:
+        """Claim what can be claimed together, before each is asked for."""
+
+    def claim(self, wanted: Wanted) -> claims.Taken[LinkRow]:
+        """Claim a record's link. Raises RateLimitedError `claim_held` while another message holds it."""
+        return claim_link(self.flow, wanted.key, wanted.link, wanted.owner, creating=wanted.creating)
+
+    def own_target(self, link: LinkRow, key: str) -> None:
+        """Make a created record ours. Raises RejectedError `target_taken`."""
+        own_target(self.flow, link, key)
+
+    def store(self, link: LinkRow) -> None:
+        """Store a link that we have claimed. Raises RateLimitedError `claim_lost`."""
+        store(self.flow, link)
+
+    def settle_together(self) -> dict[str, SyncError]:
+        """Store what was put off; return the errors by the link's row key."""
+        return {}
 
 
 def claim_link(flow: Flow, key: str, link: LinkRow | None, owner: str, *, creating: bool) -> claims.Taken[LinkRow]:

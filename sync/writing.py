@@ -49,8 +49,7 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
             each([work], lambda work: scope(flow, work))
     each(works, lambda work: decide_work(flow, run, work))
     ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
-    creating = {id(work): _unrepeatable(flow, work.decided) for work in works if work.open}
-    book.claim_together([links.Wanted(work.key, work.link, work.owner, creating[id(work)]) for work in works if work.open])
+    book.claim_together([_wanted(flow, work) for work in works if work.open])
     each(works, lambda work: _claim(flow, run, work, book))
     writes: dict[int, Write | None] = {}
     each(works, lambda work: writes.update({id(work): _write_of(flow, work)}))
@@ -70,7 +69,7 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
 
 def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     """Claim the link, decide again if it says more than we knew, and look a doubtful write up."""
-    taken = book.claim(links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided)))
+    taken = book.claim(_wanted(flow, work))
     work.link, work.interrupted = taken.row, taken.was_ours
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
@@ -91,6 +90,10 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
         raise
     if not work.open:
         _release(flow, work)
+
+
+def _wanted(flow: Flow, work: Work) -> links.Wanted:
+    return links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided))
 
 
 def _adopt(flow: Flow, link: LinkRow, key: str) -> None:

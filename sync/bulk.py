@@ -1,0 +1,151 @@
+"""The bulk lane: the records of a page worked together inside its invocation, their rows stored shard by shard.
+
+Claims, targets and links of one shard go in one transaction; where it is refused, each of its rows is stored by itself,
+so that a record with its own trouble never touches its neighbours. What fails is sent again alone, by the caller.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+from shared import attempt
+from shared.errors import SyncError
+from shared.state import claims
+from shared.state.rows import LinkRow, PageRow, RunKind, RunRow, TargetRow
+from shared.state.storage import SideBySide
+from shared.state.tables import RowError
+from shared.state.transactions import MAX_ROWS
+from sync import links, writing
+from sync.app import App
+from sync.flow import Flow
+from sync.work import Work
+
+CHUNK = 100  # records that are claimed before the first of them is written
+LEAST_PAGES, MOST_PAGES = 2, 8  # of a run, in hand together
+LOOK_S = 0.1
+_SIDE_BY_SIDE = SideBySide()
+
+A = TypeVar("A")
+
+
+def is_bulk(app: App, run: RunRow, page: PageRow) -> bool:
+    """Tell whether a page is worked as a whole: of a backfill, and of a run that has grown beyond BULK_ABOVE."""
+    if run.kind in (RunKind.IDS, RunKind.EVENTS):
+        return False
+    return run.kind is RunKind.BACKFILL or (page.page + 1) * len(page.keys) > app.settings.bulk_above
+
+
+def await_turn(app: App, flow: Flow, page: PageRow) -> None:
+    """Wait, before the next page is sent, until few enough earlier pages of the run are still being worked."""
+    before = page.page + 1 - pages_at_once(app, flow)
+    while before >= 0 and _has_time(flow):
+        earlier = app.tables.get(PageRow, page.run_id, f"{before:06d}")
+        if earlier is None or earlier.fanned_out:
+            return
+        time.sleep(LOOK_S)
+
+
+def pages_at_once(app: App, flow: Flow) -> int:
+    """Return how many pages of a run are in hand together: enough to use the target's permits, and little more."""
+    permits = app.settings.connection(flow.recipe.target.connection).concurrency
+    return max(LEAST_PAGES, min(MOST_PAGES, permits // 8))
+
+
+def portions(flow: Flow, works: Sequence[Work]) -> Iterator[Sequence[Work]]:
+    """Yield works in portions for as long as there is time; what does not come is to be sent on."""
+    for start in range(0, len(works), CHUNK):
+        if not _has_time(flow):
+            return
+        yield works[start : start + CHUNK]
+
+
+def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    """Claim, write and link a portion of records; each has its own outcome or error afterwards."""
+    writing.finish(flow, run, works, ShardBook(flow))
+
+
+def _has_time(flow: Flow) -> bool:
+    return attempt.current().left_s() > flow.limits.create_s
+
+
+class ShardBook(links.Book):
+    """Claims and links of many records, stored in a transaction per shard."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__(flow)
+        self._taken: dict[str, claims.Taken[LinkRow]] = {}
+        self._targets: list[tuple[LinkRow, TargetRow]] = []
+        self._links: list[LinkRow] = []
+
+    def claim_together(self, wanted: Sequence[links.Wanted]) -> None:
+        plain = [each for each in wanted if each.link is None or (each.link.etag and each.link.claim is None)]
+        _map_shards(
+            self._claim_shard, [(each, self._claimed(each)) for each in plain], lambda pair: pair[1].partition_key
+        )
+
+    def _claimed(self, wanted: links.Wanted) -> LinkRow:
+        link = wanted.link or LinkRow(pair=self.flow.pair, side=self.flow.source_name, key=wanted.key)
+        return link.model_copy(update={"claim": links.new_claim(self.flow, wanted.owner, creating=wanted.creating)})
+
+    def _claim_shard(self, pairs: list[tuple[links.Wanted, LinkRow]]) -> None:
+        try:
+            rows = self.flow.tables.transact([("replace" if row.etag else "insert", row) for _, row in pairs])
+        except RowError:
+            return  # each is then claimed by itself, which says whose claim it met
+        for (wanted, _), row in zip(pairs, rows, strict=True):
+            if isinstance(row, LinkRow):
+                self._taken[wanted.key] = claims.Taken(row)
+
+    def claim(self, wanted: links.Wanted) -> claims.Taken[LinkRow]:
+        return self._taken.get(wanted.key) or super().claim(wanted)
+
+    def own_target(self, link: LinkRow, key: str) -> None:
+        row = TargetRow(
+            pair=self.flow.pair, side=self.flow.target_name, key=key, link_side=link.side, link_key=link.key
+        )
+        self._targets.append((link, row))
+
+    def store(self, link: LinkRow) -> None:
+        self._links.append(link)
+
+    def settle_together(self) -> dict[str, SyncError]:
+        errors: dict[str, SyncError] = {}
+
+        def own(pairs: list[tuple[LinkRow, TargetRow]]) -> None:
+            try:
+                self.flow.tables.transact([("insert", row) for _, row in pairs])
+            except (RowError, ValueError):  # ValueError: one target twice
+                for link, row in pairs:
+                    _note(errors, link, partial(links.own_target, self.flow, link, row.key))
+
+        def settle(rows: list[LinkRow]) -> None:
+            try:
+                self.flow.tables.transact([("replace", row) for row in rows])
+            except RowError:
+                for row in rows:
+                    _note(errors, row, partial(links.store, self.flow, row))
+
+        _map_shards(own, self._targets, lambda pair: pair[1].partition_key)
+        kept = [row for row in self._links if row.row_key not in errors]  # no link to a target that is another's
+        _map_shards(settle, kept, lambda row: row.partition_key)
+        return errors
+
+
+def _note(errors: dict[str, SyncError], link: LinkRow, step: Callable[[], object]) -> None:
+    try:
+        step()
+    except SyncError as exc:
+        errors[link.row_key] = exc
+
+
+def _map_shards(step: Callable[[list[A]], None], entries: Sequence[A], shard: Callable[[A], str]) -> None:
+    """Do a step for the entries of each shard, at most a transaction's rows at a time, side by side."""
+    shards: dict[str, list[A]] = defaultdict(list)
+    for entry in entries:
+        shards[shard(entry)].append(entry)
+    pieces = [
+        members[start : start + MAX_ROWS] for members in shards.values() for start in range(0, len(members), MAX_ROWS)
+    ]
+    _SIDE_BY_SIDE.map(step, pieces)
