@@ -5,7 +5,8 @@ from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from shared.errors import MappingError
-from shared.state.rows import CursorRow, PageMessage, PageRow, RunKind, RunRow, RunState
+from shared.state.rows import RunRow
+from shared.state.tables import RowChangedError
 from shared.telemetry import without_texts
 from sync import runs
 from sync.app import App
@@ -13,13 +14,13 @@ from sync.recipe import Recipe
 from sync.retention import purge
 from sync.schedules import DailyAt, Every, Schedule, due
 from sync.summaries import owe_digest
+from sync.watchdog import push_stalled
 from sync.windows import Window
 
 LOG = logging.getLogger(__name__)
 
 POLL_S = 300  # of recipes that poll without saying how often
-EVENTS_STALLED = timedelta(seconds=3 * runs.EVENTS_CHECK_S)
-WATCHED_RUNS = 20  # newest runs per recipe that the watchdog looks at
+STARTS_LOOKED_AT = 20  # newest runs among which an occurrence's own is looked for
 
 
 @without_texts()
@@ -38,16 +39,16 @@ def tick(app: App) -> None:
     now = app.now()
     for recipe in app.recipes.values():
         for name, schedule, window in schedules_of(app, recipe):
-            if _fire(app, recipe, name, schedule, now):
-                _start(app, recipe, window, name)
+            _start_due(app, recipe, name, schedule, window, now)
         _owe_digest(app, recipe, now)
-        _push_stalled(app, recipe, now)
+        push_stalled(app, recipe, now)
 
 
 def _owe_digest(app: App, recipe: Recipe, now: datetime) -> None:
     """Once a day, for recipes whose runs owe no mail of their own: polls, webhooks and sweeps."""
     quiet = recipe.start.webhook is not None or recipe.start.poll is not None
-    if quiet and _fire(app, recipe, "digest", DailyAt(time(), app.settings.zone), now):
+    midnight = _due(app, recipe, "digest", DailyAt(time(), app.settings.zone), now) if quiet else None
+    if midnight is not None and _note(app, recipe, "digest", midnight):
         yesterday = now.astimezone(app.settings.zone).date() - timedelta(days=1)
         owe_digest(app, recipe, yesterday)
 
@@ -64,63 +65,48 @@ def schedules_of(app: App, recipe: Recipe) -> list[tuple[str, Schedule, Window]]
     return found
 
 
-def _fire(app: App, recipe: Recipe, name: str, schedule: Schedule, now: datetime) -> bool:
-    """Note by compare-and-set that a schedule's occurrence is started; False when none is due or another worker was faster."""
+def _start_due(app: App, recipe: Recipe, name: str, schedule: Schedule, window: Window, now: datetime) -> None:
+    """Start a schedule's latest occurrence; it is noted once that is done, so that neither a crash nor a refusal loses it."""
+    occurrence = _due(app, recipe, name, schedule, now)
+    if occurrence is None:
+        return
+    if _was_started(app, recipe, name, occurrence) or _start(app, recipe, window, name):
+        _note(app, recipe, name, occurrence)
+
+
+def _was_started(app: App, recipe: Recipe, name: str, occurrence: datetime) -> bool:
+    """Tell whether an occurrence has its run already: another worker was faster, or one died before it could note that."""
+    newest = app.tables.query(RunRow, recipe.name, limit=STARTS_LOOKED_AT)
+    return any(
+        run.started_by == name and run.created_at >= occurrence and not runs.never_began(app, run) for run in newest
+    )
+
+
+def _due(app: App, recipe: Recipe, name: str, schedule: Schedule, now: datetime) -> datetime | None:
     cursor = runs.activate(app, recipe)
     last = datetime.fromisoformat(cursor.fired[name]) if name in cursor.fired else cursor.activated_at
-    occurrence = due(schedule, last, now)
-    if occurrence is None:
-        return False
+    return due(schedule, last, now)
+
+
+def _note(app: App, recipe: Recipe, name: str, occurrence: datetime) -> bool:
+    """Note by compare-and-set that a schedule has fired; False when another worker was faster."""
     fired = occurrence.isoformat()
-
-    def note(row: CursorRow | None) -> CursorRow | None:
-        if row is None or row.fired.get(name, "") >= fired:
-            return row
-        return row.model_copy(update={"fired": row.fired | {name: fired}})
-
-    stored = app.tables.get(CursorRow, cursor.partition_key, cursor.row_key)
-    if stored is None or stored.fired.get(name, "") >= fired:
+    cursor = runs.activate(app, recipe)
+    if cursor.fired.get(name, "") >= fired:
         return False
-    app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, note)
+    try:
+        app.tables.replace(cursor.model_copy(update={"fired": cursor.fired | {name: fired}}))
+    except RowChangedError:
+        return False  # perhaps changed for another reason: the next tick looks again
     return True
 
 
-def _start(app: App, recipe: Recipe, window: Window, started_by: str) -> None:
+def _start(app: App, recipe: Recipe, window: Window, started_by: str) -> bool:
+    """Start a run, or join it; False when another one is in its way."""
     mail_to = app.settings.recipients(recipe.name) if recipe.start.timed and started_by == "daily" else ()
     try:
         runs.start_run(app, recipe, window, started_by=started_by, mail_to=mail_to)
     except MappingError as exc:
         LOG.warning("a scheduled start was refused", extra={"recipe": recipe.name, "code": exc.code})
-
-
-def _push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
-    """Send the messages of a run again that has not moved for a while: a lost message must not hold it for ever."""
-    for run in app.tables.query(RunRow, recipe.name, limit=WATCHED_RUNS):
-        if run.state.ended and run.closed:
-            continue
-        moved = run.moved_at or run.created_at
-        if run.state is RunState.AWAITING_CONFIRMATION or now - moved < (
-            EVENTS_STALLED if run.kind is RunKind.EVENTS else runs.STALLED_AFTER
-        ):
-            continue
-        if runs.never_began(app, run):
-            LOG.warning("a start was interrupted; its run is dropped", extra={"run_id": run.run_id})
-            app.tables.delete_key(RunRow, run.partition_key, run.row_key)
-            continue
-        LOG.warning("run stopped moving; it is pushed", extra={"run_id": run.run_id, "recipe": recipe.name})
-        if run.last_page is None and run.kind is not RunKind.EVENTS:
-            app.queues.send(_next_page(app, run))
-        if run.released:
-            runs.send_held(app, run)
-        runs.push_run(app, run)
-
-
-def _next_page(app: App, run: RunRow) -> PageMessage:
-    """Build the message of the page at which the listing stands."""
-    pages = list(app.tables.query(PageRow, run.run_id, select=("run_id", "page", "next_link", "fanned_out", "last")))
-    unfinished = next((page for page in pages if not page.fanned_out), None)
-    if unfinished is not None or not pages:
-        number = unfinished.page if unfinished else 0
-        link = pages[number - 1].next_link if number and number <= len(pages) else ""
-        return PageMessage(run_id=run.run_id, page=number, link=link, first_sent_at=app.now())
-    return PageMessage(run_id=run.run_id, page=pages[-1].page + 1, link=pages[-1].next_link, first_sent_at=app.now())
+        return False
+    return True

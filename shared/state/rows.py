@@ -152,6 +152,7 @@ class RunRow(StateRow):
     closed: bool = False  # what follows from the end (cursor, mail, slot) is done
     turn: int = 0  # which of the repeating checks is the run's own; the watchdog begins a new turn
     moved_at: datetime | None = None  # last time anything of this run moved; read by the watchdog
+    stalls: int = 0  # how often the watchdog has pushed the run since anything moved
     waiting_since: datetime | None = None
     waiting_for: str = ""  # the connection that is down
     # listing
