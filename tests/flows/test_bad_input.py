@@ -263,6 +263,7 @@ def test_without_settings_no_message_is_dropped(queue: str, monkeypatch: pytest.
     """The trigger raises, so the message comes back; the poison trigger raises too, and its queue has no poison queue."""
     for name in ("AzureWebJobsStorage", "APP_URL", "DIGEST_KEYS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(function_app, "configure_logging", lambda: None)  # pytest's handlers are not ours to change
     function_app._build_app.cache_clear()
 
     with pytest.raises(ConfigError) as caught:
@@ -348,11 +349,13 @@ def never_pause(world: World) -> None:
         system._http._sleep = lambda _: None
 
 
-@pytest.mark.parametrize("fault", HOSTILE.values(), ids=HOSTILE.keys())
-@pytest.mark.parametrize("method", ["POST", "GET"])
-def test_a_hostile_answer_ends_in_one_incident(world: World, method: str, fault: tuple[FaultKind, Any]) -> None:
+READS = [name for name in HOSTILE if "effect" not in name]
+
+
+@pytest.mark.parametrize(("method", "answer"), [("POST", name) for name in HOSTILE] + [("GET", name) for name in READS])
+def test_a_hostile_answer_ends_in_one_incident(world: World, method: str, answer: str) -> None:
     """200 with an error or HTML, cut JSON, a dropped request: whatever took effect is found, nothing is doubled."""
-    kind, facts = fault
+    kind, facts = HOSTILE[answer]
     case = world.add_case()
     world.servicenow.add_fault(kind, method=method, path=INCIDENTS, **facts)
 
@@ -385,7 +388,7 @@ def test_answers_that_stay_hostile_fail_the_record(world: World, fault: tuple[Fa
     assert len(world.mailbox.mails) == 1
 
 
-@pytest.mark.parametrize("body", ["<html>", '{"value": 5}', '{"value": [{}]}', '{"value": [5]}', "{}", "[]"])
+@pytest.mark.parametrize("body", ["<html>", '{"value": [{}]}', '{"value": [5]}', "[]"])
 def test_a_hostile_listing_fails_the_run(world: World, body: str) -> None:
     """A source that lists nonsense for good ends the run as failed, with a sentence in the mail."""
     world.add_case()
@@ -442,6 +445,7 @@ def test_bad_settings_are_named_together(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("APP_URL", "no address")
     monkeypatch.setenv("TIME_ZONE", "Middle/Earth")
     monkeypatch.setenv("DIGEST_KEYS", "short:secret")
+    monkeypatch.setattr(function_app, "configure_logging", lambda: None)  # pytest's handlers are not ours to change
     function_app._build_app.cache_clear()
 
     with pytest.raises(ConfigError) as caught:

@@ -86,7 +86,7 @@ def lines() -> Iterator[Lines]:
     root.setLevel(logging.INFO)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG)
-    root.addHandler(handler)
+    root.handlers.insert(0, handler)  # before any other takes something out of a line
     yield handler
     root.removeHandler(handler)
     for name, level in levels.items():
@@ -187,7 +187,7 @@ def test_a_run_leaves_no_canary(world: World, lines: Lines, monkeypatch: pytest.
     assert not any(token in lines.text or token in "\n".join(lines.raw) for token in issued_tokens(world))
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
+@pytest.mark.parametrize("status", [400, 403, 429, 500])
 def test_a_listing_leaves_no_canary(world: World, lines: Lines, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     """The source's answers are treated as the target's."""
     add_canary_case(world)
