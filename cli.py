@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.settings_page import settings_table
 from sync.catalogue import print_catalogue
 from sync.recipe import Recipe
 from sync.recipe_faults import RecipeError
@@ -20,17 +21,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="folder that holds recipes/ and docs/")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("validate", help="read all recipes and say what is wrong with them")
-    for name, says in (("docs", "print docs/field-mappings.md"), ("schema", "print recipes/recipe.schema.json")):
-        command = commands.add_parser(name, help=f"{says} from the recipes")
+    for name, says in (
+        ("docs", "print docs/field-mappings.md and docs/settings.md"),
+        ("schema", "print recipes/recipe.schema.json"),
+    ):
+        command = commands.add_parser(name, help=f"{says} from recipes and settings")
         command.add_argument("--check", action="store_true", help="write nothing; fail when the file is stale")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "validate":
             return _validate(chosen.root)
         if chosen.command == "docs":
-            return _print_file(
-                chosen.root / "docs/field-mappings.md", print_catalogue(_load(chosen.root)), chosen.check
-            )
+            pages = {
+                "docs/field-mappings.md": print_catalogue(_load(chosen.root)),
+                "docs/settings.md": settings_table(),
+            }
+            return max(_print_file(chosen.root / path, text, chosen.check) for path, text in pages.items())
         return _print_file(chosen.root / "recipes/recipe.schema.json", build_schema(), chosen.check)
     except RecipeError as exc:
         print(exc, file=sys.stderr)

@@ -18,7 +18,7 @@ HOST_SETTINGS: tuple[Line, ...] = (  # read by others than us: the Functions hos
         "PYTHON_THREADPOOL_THREAD_COUNT",
         "threads of a worker: all queues' messages in flight (host.json) and 16 more",
         "4 more than processors",
-        "64",
+        "136",
     ),
     (
         f"{STORAGE}__blobServiceUri",

@@ -26,6 +26,7 @@ from sync.recipe_rules import Capability, ConnectionFacts, check_together
 
 LOG = logging.getLogger(__name__)
 
+LEASE_SHARE = 0.4  # of a message's lease: after this an attempt starts no vendor call any more
 RUN_MEMORY_S = 3.0  # how long a worker believes what it read of a run: a cancel is seen after this
 
 
@@ -163,6 +164,7 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
     if nobody:
         wanted = ", ".join(f"NOTIFY__{name.upper()}" for name in nobody)
         raise ConfigError(f"A daily run has to tell somebody of its result: set NOTIFY, or {wanted}.")
+    _check_times(settings)
     listening = [recipe for recipe in recipes.values() if recipe.start.webhook is not None]
     ends = {ref.connection for recipe in listening for ref in (recipe.source, recipe.target)}
     services = Services(settings, ends)
@@ -178,6 +180,24 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
         now=lambda: datetime.now(UTC),
         runs=RunMemory(),
     )
+
+
+def _check_times(settings: Settings) -> None:
+    """Refuse times with which no vendor call could ever start: one must fit into an attempt.
+
+    Raises ConfigError.
+    """
+    attempt_s = settings.queue_lease_s * LEASE_SHARE
+    slow = [
+        name
+        for name, connection in settings.connections.items()
+        if connection.connect_timeout_s + connection.read_timeout_s >= attempt_s
+    ]
+    if slow:
+        raise ConfigError(
+            f"A call of {' and '.join(slow)} may take as long as an attempt ({attempt_s:.0f} s, {LEASE_SHARE:.0%} of "
+            f"QUEUE_LEASE_S): lower CONNECTIONS__{slow[0].upper()}__READ_TIMEOUT_S."
+        )
 
 
 def _missing(settings: Settings, recipe: Recipe) -> tuple[str, ...]:

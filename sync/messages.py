@@ -14,11 +14,9 @@ from shared.state.queues import Taken, parse
 from shared.state.rows import EventMessage, ItemsMessage, Message, PageMessage, RunMessage, SummaryMessage
 from shared.telemetry import without_texts
 from sync import events, pages, poison, runs, summaries
-from sync.app import App
+from sync.app import LEASE_SHARE, App
 
 LOG = logging.getLogger(__name__)
-
-LEASE_SHARE = 0.4  # of a message's lease: after this an attempt starts no vendor call any more
 
 M = TypeVar("M", bound=Message)
 

@@ -1,5 +1,6 @@
 """Runs and results as JSON, for the status endpoints and whoever polls them."""
 
+from itertools import islice
 from typing import Any
 
 from shared.errors import MappingError
@@ -59,8 +60,10 @@ def list_runs(app: App, recipe: str = "", limit: int = 20) -> list[dict[str, Any
     return [run_view(app, run) for run in found[:limit]]
 
 
-def list_results(app: App, run_id: str, outcome: str = "", limit: int = MOST_RESULTS) -> list[dict[str, Any]]:
-    """Return a run's results, by choice those of one outcome.
+def list_results(
+    app: App, run_id: str, outcome: str = "", limit: int = MOST_RESULTS, skip: int = 0
+) -> list[dict[str, Any]]:
+    """Return a run's results, by choice those of one outcome; `skip` leaves out the first so many.
 
     Raises MappingError `unknown_run` or `bad_outcome`.
     """
@@ -69,14 +72,9 @@ def list_results(app: App, run_id: str, outcome: str = "", limit: int = MOST_RES
         raise MappingError(f"There is no run {run_id[:80]!r}.", code="unknown_run")
     if outcome and outcome not in list(Outcome):
         raise MappingError(f"{outcome[:40]!r} is no outcome; there are {', '.join(Outcome)}.", code="bad_outcome")
-    found: list[dict[str, Any]] = []
-    for result in results_of(app, run):
-        if outcome and result.outcome != outcome:
-            continue
-        found.append(result_view(result))
-        if len(found) >= max(1, min(limit, MOST_RESULTS)):
-            break
-    return found
+    chosen = (result for result in results_of(app, run) if outcome in ("", result.outcome))
+    limit = max(1, min(limit, MOST_RESULTS))
+    return [result_view(result) for result in islice(chosen, skip, skip + limit)]
 
 
 def result_view(result: ResultRow) -> dict[str, Any]:

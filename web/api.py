@@ -139,9 +139,10 @@ def get_run(app: App, request: Request) -> Response:
 
 
 def list_results(app: App, request: Request) -> Response:
-    """List a run's results; `outcome` and `limit` narrow it."""
-    outcome, limit = request.query.get("outcome", ""), _number(request.query, "limit", views.MOST_RESULTS)
-    return _json(200, {"results": views.list_results(app, request.route.get("run_id", ""), outcome, limit)})
+    """List a run's results; `outcome` narrows them, `limit` and `skip` page through them."""
+    limit, skip = _number(request.query, "limit", views.MOST_RESULTS), _number(request.query, "skip", 0)
+    run_id, outcome = request.route.get("run_id", ""), request.query.get("outcome", "")
+    return _json(200, {"results": views.list_results(app, run_id, outcome, limit, skip)})
 
 
 def change_run(app: App, request: Request) -> Response:
