@@ -26,6 +26,7 @@ from shared.state.shares import Budget, Limits
 from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 
+MARKETO_ZONE = "America/Chicago"  # where Marketo's day ends
 MICROSOFT_LOGIN = "https://login.microsoftonline.com"  # the one authority that msal discovers others through
 
 
@@ -80,10 +81,9 @@ class Services:
             return self._systems[name]
 
     def _build(self, name: str, connection: Connection) -> System:
-        budgets = (Budget(connection.daily_budget),) if connection.daily_budget else ()
         call_s = connection.connect_timeout_s + connection.read_timeout_s
         kept = None if name in self._event_connections else 0
-        limits = Limits(connection.concurrency, kept=kept, budgets=budgets)
+        limits = Limits(connection.concurrency, kept=kept, budgets=_budgets(connection))
         permits = SharedPermits(self.tables, name, limits, call_s=call_s)
         match connection:
             case Dynamics365Connection():
@@ -92,6 +92,15 @@ class Services:
                 return _build_servicenow(name, connection, permits)
             case MarketoConnection():
                 return _build_marketo(name, connection, permits)
+
+
+def _budgets(connection: Connection) -> tuple[Budget, ...]:
+    """Return how many calls a connection allows in a stretch of time, over all workers."""
+    zone = MARKETO_ZONE if isinstance(connection, MarketoConnection) else "UTC"
+    daily = (Budget(connection.daily_budget, zone=zone),) if connection.daily_budget else ()
+    if isinstance(connection, MarketoConnection):
+        return (Budget(connection.calls_per_20s, 20.0), *daily)
+    return daily
 
 
 def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Permits) -> System:

@@ -6,7 +6,7 @@ takes a record that already carries something in the first rule's field, nor one
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from shared.clients.system import Key, Paths, Row, Target, Value
 from shared.errors import MappingError, RejectedError, SyncError
@@ -48,7 +48,7 @@ def find_matches(
             for index, (mapped, _) in enumerate(asks)
             if index not in answers and (values := _values(rule, mapped))
         }
-        hits, refused = _look_up(target, record, paths, rule, keys)
+        hits, refused = look_up(target, record, paths, rule, keys)
         for index in keys:
             answer = _judge(rule, rule is first, first, hits[index], *asks[index])
             if answer is None and index in refused and rule is first:
@@ -70,33 +70,45 @@ def _values(rule: MatchRule, mapped: Mapped) -> list[Key]:
     return keys
 
 
-def _look_up(
-    target: Target, record: str, paths: Paths, rule: MatchRule, keys: dict[int, list[Key]]
+def look_up(
+    target: Target, record: str, paths: Paths, rule: MatchRule, keys: Mapping[int, Sequence[Key]]
 ) -> tuple[dict[int, list[Row]], dict[int, SyncError]]:
-    """Ask one rule for everybody; when the vendor refuses the lot, ask for each alone so that one bad value stays alone."""
-    hits: dict[int, list[Row]] = defaultdict(list)
-    refused: dict[int, SyncError] = {}
+    """Ask one rule for everybody: the rows that meet it, by asker, and who was refused.
+
+    When the vendor refuses the lot, each half is asked alone, so that one bad value stays alone for a few calls.
+    """
+    hits: dict[int, list[Row]] = {index: [] for index in keys}
     if not keys:
-        return hits, refused
+        return hits, {}
     try:
         rows = target.fetch_rows(
             record, paths, rule.fields, list(dict.fromkeys(k for each in keys.values() for k in each))
         )
     except RejectedError as exc:
         if len(keys) == 1:
-            return hits, {next(iter(keys)): exc}
-        for index, each in keys.items():
-            own, own_refused = _look_up(target, record, paths, rule, {index: each})
-            hits[index] = own[index]
+            return hits, dict.fromkeys(keys, exc)
+        refused: dict[int, SyncError] = {}
+        order = list(keys)
+        for half in (order[: len(order) // 2], order[len(order) // 2 :]):
+            own, own_refused = look_up(target, record, paths, rule, {index: keys[index] for index in half})
+            hits |= own
             refused |= own_refused
         return hits, refused
     by_key: dict[tuple[Value, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        by_key[_search_key([row.fields.get(name) for name in rule.fields])].append(row)
+        if _meets(rule, row):
+            by_key[_search_key([row.fields.get(name) for name in rule.fields])].append(row)
     for index, each in keys.items():
-        seen = {row.key: row for key in each for row in by_key.get(_search_key(key), ())}
-        hits[index] = list(seen.values())
-    return hits, refused
+        hits[index] = list({row.key: row for key in each for row in by_key.get(_search_key(key), ())}.values())
+    return hits, {}
+
+
+def _meets(rule: MatchRule, row: Row) -> bool:
+    """Tell whether a row of the target meets a rule's own condition."""
+    return all(
+        any(same_value(row.fields.get(path), value) for value in test.any_of) != test.negated
+        for path, test in rule.when.items()
+    )
 
 
 def _search_key(values: Sequence[Value]) -> tuple[Value, ...]:
@@ -132,10 +144,6 @@ def shared_error(fields: Sequence[str], owner: str) -> MappingError:
 
 
 def _fits(rule: MatchRule, row: Row, mapped: Mapped) -> bool:
-    for path, test in rule.when.items():
-        found = any(same_value(row.fields.get(path), value) for value in test.any_of)
-        if found == test.negated:
-            return False
     for name in rule.same_or_empty:
         held, field = row.fields.get(name), mapped.fields.get(name)
         if comparable(held) is not None and (field is None or not any(same_value(held, v) for v in field.accepted)):

@@ -11,12 +11,13 @@ from datetime import timedelta
 from typing import Any
 
 from shared.clients.system import Key, Row, Scalar, Value, Write
-from shared.errors import EXISTS_ALREADY, AmbiguousWriteError, MappingError, RejectedError, SyncError
+from shared.errors import EXISTS_ALREADY, AmbiguousWriteError, MappingError, SyncError
 from shared.state.rows import IdentityRow, LinkRow, TargetRow
 from sync import links
 from sync.decide import asked_values, search_key
 from sync.flow import Flow, pair_name
 from sync.mapping import FieldWarning, Mapped, MappedField
+from sync.matching import look_up
 from sync.recipe import Block, Find, MatchRule
 
 HIDDEN_FOR = timedelta(days=1)  # how long "exists but is not shown" is believed before it is tried again
@@ -100,22 +101,10 @@ def _key(rule: MatchRule, inputs: Mapped) -> Key | None:
 
 
 def _rows(flow: Flow, record: str, rule: MatchRule, keys: Mapping[int, Key]) -> dict[int, list[Row] | SyncError]:
-    """Fetch the rows of many keys together; when the vendor refuses the lot, each key alone."""
-    if not keys:
-        return {}
+    """Fetch the rows of many keys together."""
     paths = frozenset((*rule.fields, *rule.when))
-    try:
-        rows = flow.target.fetch_rows(record, paths, rule.fields, list(dict.fromkeys(keys.values())))
-    except RejectedError as exc:
-        if len(keys) == 1:
-            return dict.fromkeys(keys, exc)
-        return {
-            index: answer for i, key in keys.items() for index, answer in _rows(flow, record, rule, {i: key}).items()
-        }
-    by_key: dict[tuple[Value, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_key[tuple(search_key(row.fields.get(name)) for name in rule.fields)].append(row)
-    return {index: by_key[tuple(search_key(value) for value in key)] for index, key in keys.items()}
+    hits, refused = look_up(flow.target, record, paths, rule, {index: [key] for index, key in keys.items()})
+    return {**hits, **refused}
 
 
 def _judge(flow: Flow, record: str, rule: MatchRule, rows: Sequence[Row], name: str) -> Reference | None:
