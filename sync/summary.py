@@ -31,7 +31,8 @@ CSV_NAME = "failed-records.csv"
 SUBJECT_TITLE_CHARS = 90
 
 _KEY_NAMES = re.compile(r"(?i)code|key|sig|token|secret|password|.*_(token|secret|key)|x-functions-key")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+# What starts a formula, also in full width, at the start of a cell or of what a spreadsheet that splits at semicolons sees.
+_FORMULA_STARTS = re.compile(r"(^|;)(?=\s*[=+\-@＝＋－＠]|[\t\r\n])")
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=jinja2.select_autoescape(["html.j2"], default=False),
@@ -391,7 +392,7 @@ def _csv(facts: Facts) -> Attachment:
 
 def spreadsheet_safe(cell: str) -> str:
     """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+    return _FORMULA_STARTS.sub(r"\1'", cell)
 
 
 def safe_link(url: str) -> str:
