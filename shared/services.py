@@ -10,7 +10,7 @@ from azure.identity import ManagedIdentityCredential
 from shared.clients.auth import BasicAuth, ServiceNowSignIn, build_dynamics365_auth, build_servicenow_auth
 from shared.clients.dynamics365 import DIALECT as DYNAMICS365
 from shared.clients.dynamics365 import Dynamics365
-from shared.clients.http import Auth, HttpConnection
+from shared.clients.http import Auth, Dialect, HttpConnection
 from shared.clients.marketo import DIALECT as MARKETO
 from shared.clients.marketo import Marketo
 from shared.clients.marketo_auth import build_marketo_auth
@@ -103,6 +103,18 @@ def _budgets(connection: Connection) -> tuple[Budget, ...]:
     return daily
 
 
+def _connect(name: str, connection: Connection, auth: Auth, permits: Permits, dialect: Dialect) -> HttpConnection:
+    return HttpConnection(
+        name,
+        connection.url,
+        auth,
+        permits,
+        dialect,
+        connect_s=connection.connect_timeout_s,
+        read_s=connection.read_timeout_s,
+    )
+
+
 def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Permits) -> System:
     auth = build_dynamics365_auth(
         name,
@@ -114,15 +126,7 @@ def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Pe
         connect_s=connection.connect_timeout_s,
         read_s=min(30.0, connection.read_timeout_s),
     )
-    http = HttpConnection(
-        name,
-        connection.url,
-        auth,
-        permits,
-        DYNAMICS365,
-        connect_s=connection.connect_timeout_s,
-        read_s=connection.read_timeout_s,
-    )
+    http = _connect(name, connection, auth, permits, DYNAMICS365)
     return Dynamics365(
         http,
         organization_url=connection.url,
@@ -135,15 +139,7 @@ def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Pe
 
 
 def _build_servicenow(name: str, connection: ServiceNowConnection, permits: Permits) -> System:
-    http = HttpConnection(
-        name,
-        connection.url,
-        _servicenow_auth(name, connection),
-        permits,
-        SERVICENOW,
-        connect_s=connection.connect_timeout_s,
-        read_s=connection.read_timeout_s,
-    )
+    http = _connect(name, connection, _servicenow_auth(name, connection), permits, SERVICENOW)
     return ServiceNow(
         http,
         page_size=connection.page_size,
@@ -176,15 +172,7 @@ def _build_marketo(name: str, connection: MarketoConnection, permits: Permits) -
         connect_s=connection.connect_timeout_s,
         read_s=min(30.0, connection.read_timeout_s),
     )
-    http = HttpConnection(
-        name,
-        connection.url,
-        auth,
-        permits,
-        MARKETO,
-        connect_s=connection.connect_timeout_s,
-        read_s=connection.read_timeout_s,
-    )
+    http = _connect(name, connection, auth, permits, MARKETO)
     return Marketo(
         http,
         lookup_field="" if connection.lookup_field == "instance" else connection.lookup_field,

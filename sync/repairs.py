@@ -18,11 +18,7 @@ def retry_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) ->
 
     Raises MappingError `nothing_to_repair`.
     """
-    failed = _failed(app, run, keys)
-    window = Window(WindowKind.IDS, ids=tuple(sorted(failed)))
-    started = runs.start_run(app, app.recipe(run.recipe), window, started_by="retry", mail_to=tuple(run.mail_to))
-    runs.audit(app, "retry", who, run, f"{len(failed)} records as {started.run.run_id}")
-    return started.run
+    return _work_again(app, run, _failed(app, run, keys), "retry", who)
 
 
 def skip_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
@@ -44,10 +40,7 @@ def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()
     """
     gone = _failed(app, run, keys, reason="target_missing")
     _unlink_all(app, run, gone)
-    window = Window(WindowKind.IDS, ids=tuple(sorted(gone)))
-    started = runs.start_run(app, app.recipe(run.recipe), window, started_by="retry", mail_to=tuple(run.mail_to))
-    runs.audit(app, "recreate", who, run, f"{len(gone)} records as {started.run.run_id}")
-    return started.run
+    return _work_again(app, run, gone, "recreate", who)
 
 
 def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
@@ -69,6 +62,13 @@ ACTIONS = {
     "recreate": recreate_missing,
     "unlink": unlink_missing,
 }
+
+
+def _work_again(app: App, run: RunRow, keys: Collection[str], action: str, who: str) -> RunRow:
+    window = Window(WindowKind.IDS, ids=tuple(sorted(keys)))
+    started = runs.start_run(app, app.recipe(run.recipe), window, started_by="retry", mail_to=tuple(run.mail_to))
+    runs.audit(app, action, who, run, f"{len(keys)} records as {started.run.run_id}")
+    return started.run
 
 
 def _failed(app: App, run: RunRow, keys: Collection[str], reason: str = "") -> list[str]:
