@@ -64,6 +64,7 @@ class Setup:
     mode: str  # new, changed, unchanged
     lane: str  # single, bulk
     cap: int
+    page_size: int  # cases per page of Dynamics 365
 
 
 # -- the stub as a process ------------------------------------------------------------------------------------------------
@@ -172,6 +173,7 @@ class Bench:
             "AzureWebJobsStorage": storage.connection_string,
             "CONNECTIONS__DYNAMICS365__URL": stub.url,
             "CONNECTIONS__SERVICENOW__URL": stub.url,
+            "CONNECTIONS__DYNAMICS365__PAGE_SIZE": str(setup.page_size),
             "CONNECTIONS__SERVICENOW__CONCURRENCY": str(setup.cap),
             "BULK_ABOVE": "0" if setup.lane == "bulk" else "100000000",
         }
@@ -299,6 +301,7 @@ COLUMNS = (
     ("latency_ms", "latency ms", "{:g}"),
     ("workers", "workers", "{}"),
     ("cap", "cap", "{}"),
+    ("page_size", "page", "{}"),
     ("cases_per_s", "cases/s", "{:.1f}"),
     ("cases_per_s_to_end", "to the end", "{:.1f}"),
     ("bare_cases_per_s", "bare/s", "{:.0f}"),
@@ -369,6 +372,7 @@ def main() -> int:
     add("--mode", default="new", help="new, changed, unchanged")
     add("--lane", default="single", help="single, bulk")
     add("--cap", default="52", help="calls to ServiceNow at the same time")
+    add("--page-size", default="100", help="cases per page")
     add("--repeat", type=int, default=1, help="runs of each row, of which the median is shown")
     add("--profile", type=Path, help="folder that gets a profile of every worker thread")
     add("--no-file", action="store_true", help="print only")
@@ -380,6 +384,7 @@ def main() -> int:
         options.mode.split(","),
         options.lane.split(","),
         [int(text) for text in options.cap.split(",")],
+        [int(text) for text in options.page_size.split(",")],
     ]
     rows = []
     with _bench() as bench:
