@@ -153,6 +153,8 @@ def build_dynamics365_auth(
             answer = apps[0].acquire_token_for_client(scopes=[scope])
         except (requests.RequestException, json.JSONDecodeError, msal.exceptions.MsalError, RuntimeError) as exc:
             answer = {"error": "temporarily_unavailable", "error_codes": [type(exc).__name__]}
+        except (LookupError, TypeError, AttributeError) as exc:  # msal believes that an answer has the form it should
+            answer = {"error": "temporarily_unavailable", "error_codes": [type(exc).__name__]}
         except ValueError as exc:  # discovery refused, or not an authority at all
             root = exc.__context__ or exc  # msal's own sentence stands before what happened
             passing = isinstance(root, json.JSONDecodeError) or "HTTP status: 429" in str(root)
@@ -168,7 +170,7 @@ def build_dynamics365_auth(
 
 
 class _LoginSession(requests.Session):
-    """What msal calls with: every call has a time-out, and an explicit CA file wins over the environment's."""
+    """What msal calls with: a time-out for every call, no redirects, and a CA file that wins over the environment's."""
 
     def __init__(self, authority: str, timeout: tuple[float, float], ca_file: str | None) -> None:
         super().__init__()
@@ -176,6 +178,7 @@ class _LoginSession(requests.Session):
         environment = self.merge_environment_settings(authority, {}, None, ca_file, None)
         self.proxies, self.verify = environment["proxies"], environment["verify"] or True
         self.trust_env = False
+        self.max_redirects = 0  # a redirect is an error: the secret goes to nobody whom an answer names
 
     def request(self, *args: Any, **facts: Any) -> requests.Response:
         facts.setdefault("timeout", self._timeout)

@@ -387,7 +387,7 @@ def read_retry_after(
         return min(float(text), MAX_RETRY_AFTER_S)
     try:
         until = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if until.tzinfo is None:
         until = until.replace(tzinfo=UTC)
@@ -399,9 +399,9 @@ def read_date(headers: Mapping[str, str]) -> datetime | None:
     """Return the vendor's time from a Date header, aware UTC; None when absent or not readable."""
     try:
         date = parsedate_to_datetime(headers.get("Date", ""))
-    except (TypeError, ValueError):
+        return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
 
 
 def encode_query(query: Mapping[str, str]) -> str:

@@ -165,11 +165,10 @@ class ServiceNow:
         raw, ended = _read_list(answer), self._is_last(answer, place.offset)
         rows = [self._build_row(record, columns, one) for one in raw]
         self._check_window(rows, changed)
-        total = answer.headers.get("X-Total-Count", "")
         return Page(
             tuple(self._add_journal(self._table(record), paths, rows)),
             next=None if ended else place.after(raw, moment, self._page_size).write(),
-            total=int(total) if total.isdigit() and page is None else None,
+            total=_read_total(answer) if page is None else None,
         )
 
     # -- Target -------------------------------------------------------------------------------------------------------
@@ -316,8 +315,8 @@ class ServiceNow:
             if self._is_last(answer, offset, self._lookup_size):
                 break
             offset += self._lookup_size
-        total = answer.headers.get("X-Total-Count", "")
-        if whole and total.isdigit() and seen < int(total):
+        total = _read_total(answer)
+        if whole and total is not None and seen < total:
             raise AccessError(
                 f"ServiceNow hides rows of {record} from the integration user ({self._http.connection}). "
                 "Give it a role that may read them.",
@@ -326,9 +325,8 @@ class ServiceNow:
             )
 
     def _is_last(self, answer: Answer, offset: int, limit: int | None = None) -> bool:
-        total = answer.headers.get("X-Total-Count", "")
-        if total.isdigit():
-            return offset + (limit or self._page_size) >= int(total)
+        if (total := _read_total(answer)) is not None:
+            return offset + (limit or self._page_size) >= total
         return 'rel="next"' not in answer.headers.get("Link", "")
 
     # -- schema -------------------------------------------------------------------------------------------------------
@@ -472,6 +470,12 @@ def _flatten(value: object) -> str | None:
     if isinstance(value, Mapping):
         value = value.get("value")
     return None if value is None else str(value)
+
+
+def _read_total(answer: Answer) -> int | None:
+    """Return how many records a list has in all, before rights; None where the answer does not say."""
+    text = answer.headers.get("X-Total-Count", "")
+    return int(text) if re.fullmatch(r"\d{1,12}", text, re.ASCII) else None
 
 
 def _read_list(answer: Answer) -> list[dict[str, Any]]:
