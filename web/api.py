@@ -6,7 +6,7 @@ Knows no Azure types: a request and a response are plain values, so that every h
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -22,7 +22,9 @@ LOG = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 MAX_IDS = 500  # of one start; their text has to fit into the run's row
 MAX_VALUE_CHARS = 100  # of a window, a time, an id
+MAX_NAMES = 5  # that an answer repeats
 START_PARAMETERS = ("email", "window", "from", "to", "ids", "preview", "verify")
+REPAIR_PARAMETERS = ("ids",)
 KEY_PARAMETERS = ("code", "clientid")  # the host's own: the function key
 
 STATUS_OF = {
@@ -107,7 +109,7 @@ def answer_anybody(load_app: Callable[[], App], handle: Handler, request: Reques
 def start_sync(app: App, request: Request) -> Response:
     """Start a recipe over a window, or join its running run; the summary goes to the address given."""
     recipe = app.recipe(request.route.get("recipe", ""))
-    given = _parameters(request)
+    given = _parameters(request, START_PARAMETERS)
     address = check_recipient(given.get("email"), app.settings.allowed_mail_domains)
     window = _window(recipe, given)
     preview, verify = _flag(given, "preview"), _flag(given, "verify")
@@ -154,8 +156,10 @@ def change_run(app: App, request: Request) -> Response:
     if action not in repairs.ACTIONS:
         known = ", ".join((*actions, *repairs.ACTIONS))
         raise MappingError(f"A run knows no {action[:40]!r}; there are {known}.", code="unknown_action")
-    given = {name.lower(): value for name, value in request.query.items()} | dict(_body_parameters(request))
+    given = _parameters(request, REPAIR_PARAMETERS)
     keys = {key.strip() for key in given.get("ids", "").split(",")} - {""}
+    if "ids" in given and not keys:
+        raise MappingError("ids names no record; leave it out to take all that failed.", code="bad_parameter")
     return _json(200, views.run_view(app, repairs.ACTIONS[action](app, runs.existing_run(app, run_id), "http", keys)))
 
 
@@ -168,8 +172,8 @@ def health(app: App, request: Request) -> Response:  # noqa: ARG001  # the shape
 # -- reading requests ---------------------------------------------------------------------------------------------
 
 
-def _parameters(request: Request) -> dict[str, str]:
-    """Return the parameters of a start, from query and body, by lower-case name.
+def _parameters(request: Request, known: Collection[str]) -> dict[str, str]:
+    """Return the parameters of a request that changes something, from query and body, by lower-case name.
 
     Raises MappingError for an oversized or unreadable body, for names that mean nothing, and for one given twice.
     """
@@ -179,12 +183,10 @@ def _parameters(request: Request) -> dict[str, str]:
             raise MappingError(
                 f"{name[:40]!r} was given twice, with different values; give it once.", code="bad_parameter"
             )
-    unknown = sorted(set(given) - set(START_PARAMETERS) - set(KEY_PARAMETERS))
+    unknown = sorted(set(given) - set(known) - set(KEY_PARAMETERS))
     if unknown:
-        names = ", ".join(repr(name[:40]) for name in unknown)
-        raise MappingError(
-            f"{names} means nothing here; there are {', '.join(START_PARAMETERS)}.", code="bad_parameter"
-        )
+        names = ", ".join(repr(name[:40]) for name in unknown[:MAX_NAMES])
+        raise MappingError(f"{names} means nothing here; there are {', '.join(known)}.", code="bad_parameter")
     return given
 
 

@@ -92,7 +92,7 @@ def new_run_id(recipe: str, at: datetime, suffix: str) -> str:
 
 def recipe_of(run_id: str) -> str:
     """Return the recipe that a run id names. Raises ValueError for what is no run id."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*-\d{8}T\d{9}-[0-9a-z]{4,12}", run_id):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*-\d{8}T\d{9}-[0-9a-z]{4,12}", run_id, re.ASCII):
         raise ValueError(f"not a run id: {run_id[:80]!r}")
     return run_id.rsplit("-", 2)[0]
 
