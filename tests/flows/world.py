@@ -7,6 +7,7 @@ or after any call that leaves it (`Wire`).
 
 import contextlib
 import dataclasses
+import io
 import random
 import re
 import time
@@ -27,8 +28,18 @@ from sandbox.simulator import Clock, Simulator, serve_in_thread
 from shared import services
 from shared.clients.system import System
 from shared.settings import Settings, load_settings
-from shared.state.queues import Queues
-from shared.state.rows import LinkRow, OpenRow, PageRow, ResultRow, RunRow, RunState, newest_first, shard_of
+from shared.state.queues import Queues, Taken, parse
+from shared.state.rows import (
+    LinkRow,
+    OpenRow,
+    PageRow,
+    ResultRow,
+    RunRow,
+    RunState,
+    newest_first,
+    recipe_of,
+    shard_of,
+)
 from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 from sync import messages, runs, ticks
@@ -140,11 +151,21 @@ class NotingQueues(Queues):
         self._clock = clock
         self.due: dict[tuple[str, str], list[datetime]] = defaultdict(list)
         self.touched: set[str] = set()
+        self.pump: Pump | None = None  # what holds the messages once they were sent
 
     def _send(self, queue: str, body: str, hidden_s: int, ends_at_s: float | None = None) -> None:
         self.touched.add(queue)
         self.due[queue, body].append(self._clock.now() + timedelta(seconds=hidden_s))
         super()._send(queue, body, 0, ends_at_s)
+
+    def take_more(self, model: type[Any], most: int, lease_s: int) -> list[Taken[Any]]:
+        assert self.pump is not None
+        taken = self.pump.take_more(model.QUEUE, most, lease_s)
+        return [Taken(parse(model, each.body), each.id, each.count, pop_receipt=each.id) for each in taken]
+
+    def done(self, taken: Taken[Any]) -> None:
+        assert self.pump is not None
+        self.pump.end(taken.id)
 
 
 @dataclasses.dataclass
@@ -156,6 +177,14 @@ class Delivery:
     body: str
     due: datetime
     count: int = 0  # dequeue count
+
+
+class _Answer(io.BytesIO):
+    """What storage answered about messages, which can be dropped like any answer."""
+
+    def __init__(self, messages: list[Delivery]) -> None:
+        super().__init__()
+        self.messages = messages
 
 
 class Pump:
@@ -204,6 +233,28 @@ class Pump:
             if delivery.count <= self.repeats:
                 self.waiting.append(delivery)
 
+    def take_more(self, queue: str, most: int, lease_s: int) -> list[Delivery]:
+        """Hand out what waits behind the message in hand; it comes back when its lease ends."""
+        now = self._world.now()
+        ready = [each for each in self.waiting if each.queue == queue and each.due <= now]
+        if self.shuffle:
+            self.shuffle.shuffle(ready)
+        taken = self._world.wire.carry(f"storage GET {queue}", lambda: _Answer(ready[:most])).messages
+        for each in taken:
+            each.count, each.due = each.count + 1, now + timedelta(seconds=lease_s)
+        return list(taken)
+
+    def end(self, message_id: str) -> None:
+        """Delete a message that was handed out."""
+
+        def delete() -> _Answer:
+            gone = [each for each in self.waiting if each.id == message_id]
+            self.waiting = [each for each in self.waiting if each.id != message_id]
+            self.done += gone
+            return _Answer(gone)
+
+        self._world.wire.carry("storage DELETE message", delete)
+
     def _back(self, delivery: Delivery, hidden_s: float) -> None:
         if delivery.count >= MAX_DELIVERIES:
             self.poisoned.append(delivery)
@@ -240,6 +291,8 @@ class Pump:
 class World:
     """Dynamics 365 with some people, ServiceNow with some of them, a mailbox, storage and the app, at one frozen moment."""
 
+    recipe = RECIPE
+
     def __init__(
         self,
         clock: Clock,
@@ -262,7 +315,7 @@ class World:
         self.permits = Permits()
         self.systems: dict[str, System] = {}
         self.app = self.build_app(settings)
-        self.pump = Pump(self, self._queue_service(None))
+        self.pump = self.queues.pump = Pump(self, self._queue_service(None))
         self.owner = self.add_owner(OWNER)
         self.add_servicenow_user(OWNER)
         self.caller = self.add_contact(CALLER)
@@ -278,7 +331,11 @@ class World:
     def build_app(self, settings: Settings) -> App:
         """Build the app as `build_app` does, on this world's storage, clock and permits."""
         for name, connection in settings.connections.items():
-            build = {"dynamics365": services._build_dynamics365, "servicenow": services._build_servicenow}
+            build = {
+                "dynamics365": services._build_dynamics365,
+                "servicenow": services._build_servicenow,
+                "marketo": services._build_marketo,
+            }
             system = build[connection.system](name, connection, self.permits)
             system._http._adapter = VendorEdge(self.wire, name, system._http._adapter)
             system._http._sleep = lambda _: None
@@ -300,7 +357,7 @@ class World:
 
     def change_recipe(self, old: str, new: str) -> None:
         """Go on with another text of the recipe."""
-        file = self._folder / f"{RECIPE}.yaml"
+        file = self._folder / f"{self.recipe}.yaml"
         text = file.read_text()
         assert old in text, f"the recipe does not say {old!r}"
         file.write_text(text.replace(old, new))
@@ -406,7 +463,7 @@ class World:
     def start(self, window: str = "yesterday", **facts: Any) -> RunRow:
         """Start a run, or join one, as a request does."""
         facts = {"started_by": "http", "mail_to": (RECIPIENT,)} | facts
-        return runs.start_run(self.app, self.app.recipe(RECIPE), parse_window(window), **facts).run
+        return runs.start_run(self.app, self.app.recipe(self.recipe), parse_window(window), **facts).run
 
     def sync(self, window: str = "yesterday", **facts: Any) -> RunRow:
         """Start a run, deliver its messages until nothing is left, and return it as it ended."""
@@ -432,13 +489,14 @@ class World:
 
     def run_row(self, run: RunRow | str) -> RunRow:
         """Return a run as it is stored."""
-        found = self.view.get(RunRow, RECIPE, newest_first(run if isinstance(run, str) else run.run_id))
+        run_id = run if isinstance(run, str) else run.run_id
+        found = self.view.get(RunRow, recipe_of(run_id), newest_first(run_id))
         assert found is not None
         return found
 
     def runs(self) -> list[RunRow]:
         """Return all runs, newest first."""
-        return list(self.view.query(RunRow, RECIPE))
+        return list(self.view.query(RunRow, self.recipe))
 
     def results(self, run: RunRow | str) -> dict[str, ResultRow]:
         """Return a run's results by case id; fails when a case has two."""
@@ -456,7 +514,7 @@ class World:
 
     def open_keys(self) -> list[str]:
         """Return the cases that are kept as failed."""
-        return [row.key for row in self.view.query(OpenRow, RECIPE)]
+        return [row.key for row in self.view.query(OpenRow, self.recipe)]
 
     def link_of(self, case_id: str) -> LinkRow | None:
         """Return a case's link."""
@@ -521,6 +579,33 @@ class Stage:
     bundle: Path
 
 
+def usual_settings(
+    stage: Stage, dynamics: Dynamics365, dynamics_port: int, login_port: int, mailbox: Mailbox
+) -> dict[str, str]:
+    """Return the settings of every world: storage, mail and Dynamics 365."""
+    return {
+        "AzureWebJobsStorage": stage.storage,
+        "APP_URL": "http://localhost:7071",
+        "ENVIRONMENT": "test",
+        "ALLOWED_MAIL_DOMAINS": "example.com",
+        "NOTIFY": "support.lead@example.com",
+        "DIGEST_KEYS": "test:a-key-that-is-used-in-tests-alone-0001",
+        "ALLOW_UNLISTED_HOSTS": "true",
+        "QUEUE_LEASE_S": str(LEASE_S),
+        "MAIL__HOST": "127.0.0.1",
+        "MAIL__PORT": str(mailbox.smtp_port),
+        "MAIL__SECURITY": "none",
+        "MAIL__SENDER": "concord@example.com",
+        "CONNECTIONS__DYNAMICS365__ENVIRONMENT": "test",
+        "CONNECTIONS__DYNAMICS365__URL": f"http://localhost:{dynamics_port}",
+        "CONNECTIONS__DYNAMICS365__AUTHORITY": f"https://localhost:{login_port}",
+        "CONNECTIONS__DYNAMICS365__TENANT_ID": dynamics.tokens.tenant,
+        "CONNECTIONS__DYNAMICS365__CLIENT_ID": next(iter(dynamics.application_users)),
+        "CONNECTIONS__DYNAMICS365__CLIENT_SECRET": "sandbox-secret",
+        "CONNECTIONS__DYNAMICS365__READ_TIMEOUT_S": str(READ_TIMEOUT_S),
+    }
+
+
 @contextlib.contextmanager
 def new_world(stage: Stage, folder: Path, prefix: str, values: Facts | None = None, **switches: Any) -> Iterator[World]:
     """Serve a new world; `values` are settings beside the usual ones, `switches` those of ServiceNow."""
@@ -535,26 +620,7 @@ def new_world(stage: Stage, folder: Path, prefix: str, values: Facts | None = No
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("REQUESTS_CA_BUNDLE", str(stage.bundle))
-        environ = {
-            "AzureWebJobsStorage": stage.storage,
-            "APP_URL": "http://localhost:7071",
-            "ENVIRONMENT": "test",
-            "ALLOWED_MAIL_DOMAINS": "example.com",
-            "NOTIFY": "support.lead@example.com",
-            "DIGEST_KEYS": "test:a-key-that-is-used-in-tests-alone-0001",
-            "ALLOW_UNLISTED_HOSTS": "true",
-            "QUEUE_LEASE_S": str(LEASE_S),
-            "MAIL__HOST": "127.0.0.1",
-            "MAIL__PORT": str(mailbox.smtp_port),
-            "MAIL__SECURITY": "none",
-            "MAIL__SENDER": "concord@example.com",
-            "CONNECTIONS__DYNAMICS365__ENVIRONMENT": "test",
-            "CONNECTIONS__DYNAMICS365__URL": f"http://localhost:{dynamics_port}",
-            "CONNECTIONS__DYNAMICS365__AUTHORITY": f"https://localhost:{login_port}",
-            "CONNECTIONS__DYNAMICS365__TENANT_ID": dynamics.tokens.tenant,
-            "CONNECTIONS__DYNAMICS365__CLIENT_ID": next(iter(dynamics.application_users)),
-            "CONNECTIONS__DYNAMICS365__CLIENT_SECRET": "sandbox-secret",
-            "CONNECTIONS__DYNAMICS365__READ_TIMEOUT_S": str(READ_TIMEOUT_S),
+        environ = usual_settings(stage, dynamics, dynamics_port, login_port, mailbox) | {
             "CONNECTIONS__SERVICENOW__ENVIRONMENT": "test",
             "CONNECTIONS__SERVICENOW__URL": f"http://localhost:{servicenow_port}",
             "CONNECTIONS__SERVICENOW__AUTH": "password",
