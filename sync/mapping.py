@@ -180,7 +180,8 @@ def _map_value(rule: FieldRule, scope: _Scope, field_type: FieldType | None) -> 
         if exc.code == WRONG_KIND and rule.default is None:
             raise MappingError(f"{rule.name}: {exc.message}", code=exc.code) from exc
         accepted, codes = (), (exc.code,)
-    source_empty = raw is None and not codes and accepted == (None,)
+    nothing = raw is None or not rule.choices  # blanks, empty lines, markup without text: converted to nothing
+    source_empty = nothing and not codes and accepted == (None,)
     if not accepted or source_empty:
         if rule.reason and (source_empty or rule.default is None):
             raise _required_error(rule, rule.reason, "is empty or cannot be used")

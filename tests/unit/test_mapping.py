@@ -43,6 +43,18 @@ def test_an_empty_source_is_empty():
         assert (field.value, field.empty, field.source_empty) == (None, True, True)
 
 
+@pytest.mark.parametrize(
+    ("nothing", "convert"), [("  ", "strip"), ("\n \n", "tidy_lines"), ("<p>&nbsp;</p>", "html_to_text")]
+)
+def test_what_converts_to_nothing_is_empty(nothing, convert):
+    """Blanks and markup without text are an empty source: they clear what we filled, and fail where it is required."""
+    field = field_of(f"{{from: x, convert: {convert}}}", x=nothing)
+
+    assert (field.value, field.source_empty) == (None, True)
+    with pytest.raises(MappingError, match="x is empty"):
+        field_of(f"{{from: x, convert: {convert}, required: it_is_needed}}", x=nothing)
+
+
 def test_zero_and_false_are_not_empty():
     """A zero is a value."""
     assert field_of("x", x=0).value == 0
