@@ -6,6 +6,7 @@ Knows no Azure types: a request and a response are plain values, so that every h
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,6 +23,7 @@ LOG = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 MAX_IDS = 500  # of one start; their text has to fit into the run's row
 MAX_VALUE_CHARS = 100  # of a window, a time, an id
+KEY = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
 MAX_NAMES = 5  # that an answer repeats
 START_PARAMETERS = ("email", "window", "from", "to", "ids", "preview", "verify")
 REPAIR_PARAMETERS = ("ids",)
@@ -239,10 +241,16 @@ def _window(recipe: Recipe, given: Mapping[str, str]) -> Window:
             f"A value has more than {MAX_VALUE_CHARS} characters; allowed are {FORMS}", code="bad_window"
         )
     try:
-        return build_window(asked)
+        window = build_window(asked)
     except ValueError as exc:
         text = str(exc)
         raise MappingError(text if FORMS in text else f"{text}; allowed are {FORMS}", code="bad_window") from None
+    if not all(KEY.fullmatch(record_id) for record_id in window.ids):
+        raise MappingError(
+            f"ids are records' ids, not their names or addresses: they are stored with the run; allowed are {FORMS}",
+            code="bad_window",
+        )
+    return window
 
 
 def _flag(given: Mapping[str, str], name: str) -> bool:
