@@ -1,14 +1,19 @@
 """Concord at the command line: check recipes, print the field tables and the editor's schema from them."""
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.errors import SyncError
+from shared.settings import load_settings
 from shared.settings_page import settings_table
+from sync import checks
+from sync.app import build_app
 from sync.catalogue import print_catalogue
 from sync.recipe import Recipe
-from sync.recipe_faults import RecipeError
 from sync.recipe_loader import load_recipes
 from sync.recipe_schema import build_schema
 
@@ -20,7 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cli.py", description=__doc__)
     parser.add_argument("--root", type=Path, default=ROOT, help="folder that holds recipes/ and docs/")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("validate", help="read all recipes and say what is wrong with them")
+    validate = commands.add_parser("validate", help="read all recipes and say what is wrong with them")
+    validate.add_argument(
+        "--systems", action="store_true", help="also compare them with what the configured systems say of their fields"
+    )
+    validate.add_argument(
+        "--settings", type=Path, help="a local.settings.json whose Values stand beside the environment's settings"
+    )
     for name, says in (
         ("docs", "print docs/field-mappings.md and docs/settings.md"),
         ("schema", "print recipes/recipe.schema.json"),
@@ -30,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "validate":
-            return _validate(chosen.root)
+            return _validate(chosen.root) or (_validate_systems(chosen) if chosen.systems else 0)
         if chosen.command == "docs":
             pages = {
                 "docs/field-mappings.md": print_catalogue(_load(chosen.root)),
@@ -38,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             return max(_print_file(chosen.root / path, text, chosen.check) for path, text in pages.items())
         return _print_file(chosen.root / "recipes/recipe.schema.json", build_schema(), chosen.check)
-    except RecipeError as exc:
+    except SyncError as exc:
         print(exc, file=sys.stderr)
         return 1
 
@@ -53,6 +64,24 @@ def _validate(root: Path) -> int:
         print(f"{recipe.path}: {recipe.source} to {recipe.target}, {len(recipe.block.fields)} fields")
     print(f"{len(recipes)} recipe{'s' * (len(recipes) != 1)}, no faults")
     return 0
+
+
+def _validate_systems(chosen: argparse.Namespace) -> int:
+    """Compare every active recipe with what its systems say; a faulty one fails, a warning does not."""
+    values = json.loads(chosen.settings.read_text(encoding="utf-8"))["Values"] if chosen.settings else {}
+    os.environ.update({name: value for name, value in values.items() if name not in os.environ and value})
+    app = build_app(load_settings(os.environ), chosen.root / "recipes")
+    problems = [
+        problem
+        for recipe in app.recipes.values()
+        for problem in checks.validate(recipe, lambda connection, record: app.system(connection).describe(record))
+    ]
+    for problem in problems:
+        print(problem)
+    for name, missing in app.inactive.items():
+        print(f"recipes/{name}.yaml is not active: {' and '.join(missing)} is not configured")
+    print(f"{len(app.recipes)} compared with their systems, {len(problems)} problem{'s' * (len(problems) != 1)}")
+    return int(any(problem.severity is checks.Severity.ERROR for problem in problems))
 
 
 def _print_file(path: Path, text: str, check: bool) -> int:

@@ -292,6 +292,7 @@ class World:
     """Dynamics 365 with some people, ServiceNow with some of them, a mailbox, storage and the app, at one frozen moment."""
 
     recipe = RECIPE
+    environ: Facts  # its settings, as a shell has them
 
     def __init__(
         self,
@@ -632,6 +633,7 @@ def new_world(stage: Stage, folder: Path, prefix: str, values: Facts | None = No
             "CONNECTIONS__SERVICENOW__TRANSACTION_S": str(TRANSACTION_S),
         }
         world = World(clock, dynamics, servicenow, mailbox, load_settings(environ | (values or {})), folder, prefix)
+        world.environ = environ | (values or {})
         try:
             yield world
         finally:
