@@ -115,7 +115,8 @@ def cut_text(text: str, length: int) -> str:
 def _html_to_text(value: Value, _argument: Argument, _read: Read) -> Converted:
     html = text_of(value)
     warning = "truncated" if len(html) > MAX_CHARS else ""
-    return Converted(html_to_text(html[:MAX_CHARS]) or None, warning)
+    text = html_to_text(html[:MAX_CHARS])
+    return Converted(text if text.strip() else None, warning)
 
 
 def _opens_with(value: Value, argument: Argument, read: Read) -> Converted:
