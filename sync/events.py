@@ -62,6 +62,7 @@ def _work_together(app: App, name: str, events: Sequence[Taken[EventMessage]]) -
         LOG.error("events of a recipe that is not there any more were dropped", extra={"count": len(events)})  # noqa: TRY400
         return
     flow, run = app.flow(name), day_run(app, recipe.name, app.now())
+    events = list({taken.message.event_id: taken for taken in reversed(events)}.values())[::-1]  # a repeat says no more
     works = [_work_of(taken) for taken in events]
     works = _without_result(app, run, works, [taken.repeated for taken in events])
     with attempt.attempt(run_id=run.run_id, correlation_id=run.run_id):

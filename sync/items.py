@@ -313,7 +313,8 @@ def settle_without_write(flow: Flow, run: RunRow, work: Work) -> None:
     elif decision.action is Action.NOTHING and work.link and work.link.other_key and not work.scope_changed:
         if not run.preview and _has_learned(flow, work):
             return
-        repeated = work.link.run_id == run.run_id and work.link.wrote_version == work.source.version
+        wrote = (work.link.run_id, work.link.event_id, work.link.wrote_version)
+        repeated = wrote == (run.run_id, work.event_id, work.source.version)
         work.end(Outcome(work.link.outcome) if repeated and work.link.outcome else Outcome.UNCHANGED)
     elif run.preview:
         created = decision.action is Action.CREATE

@@ -310,6 +310,7 @@ def _linked(
         "gone": link.gone + 1 if work.scope_changed else link.gone,
         "claim": None,
         "run_id": run.run_id,
+        "event_id": work.event_id,
         "outcome": outcome.value,
         "wrote_version": row.version,
     }

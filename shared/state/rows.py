@@ -301,6 +301,7 @@ class LinkRow(StateRow):
     parent: str = ""  # key of the target record that this one is a child of
     claim: Claim | None = None
     run_id: str = ""  # of the last write
+    event_id: str = ""  # of the last write, if an event brought it
     outcome: str = ""  # of the last write, so that a repeat after a kill reports what happened
     wrote_version: str = ""  # source version of the last write
 

@@ -7,6 +7,7 @@ import pytest
 
 from sandbox.azurite import Azurite
 from sandbox.certificates import make_certificates
+from tests.flows.contacts import ContactWorld, new_contact_world
 from tests.flows.world import Stage, World, new_world
 
 
@@ -29,4 +30,11 @@ def paged_world(stage: Stage, tmp_path: Path, prefix: str) -> Iterator[World]:
     """Return a world whose cases come in pages of ten."""
     values = {"CONNECTIONS__DYNAMICS365__PAGE_SIZE": "10"}
     with new_world(stage, tmp_path / "recipes", prefix, values) as made:
+        yield made
+
+
+@pytest.fixture
+def contact_world(stage: Stage, tmp_path: Path, prefix: str) -> Iterator[ContactWorld]:
+    """Return a world of contacts."""
+    with new_contact_world(stage, tmp_path / "recipes", prefix) as made:
         yield made
