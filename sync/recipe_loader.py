@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -24,6 +25,7 @@ from sync.recipe_rules import ConnectionFacts, check_alone, check_together
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
+MOST_REFUSALS = 50  # named of one file: a hostile one could hold thousands
 SETTING = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 PLAIN_SENTENCES = {
     "string_type": "this must be a text",
@@ -118,7 +120,7 @@ def _read_yaml(content: bytes, file: str) -> tuple[Any, dict[Location, Place]]:
         raise RecipeError([Fault(file, (1, 1), f"the file is larger than {MAX_BYTES // 1024} KiB")])
     try:
         text = content.decode("utf-8-sig")
-        faults = list(_refused_syntax(text, file))
+        faults = list(islice(_refused_syntax(text, file), MOST_REFUSALS))
         if faults:
             raise RecipeError(faults)
         reader = YAML(typ="safe", pure=True)
