@@ -14,7 +14,7 @@ from shared.settings import load_settings
 from shared.telemetry import configure_logging
 from sync import messages, ticks
 from sync.app import App, build_app
-from web import api
+from web import api, webhooks
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
@@ -75,8 +75,14 @@ def list_results(req: func.HttpRequest) -> func.HttpResponse:
 
 @app.route(route="runs/{run_id}/{action}", methods=["POST"])
 def change_run(req: func.HttpRequest) -> func.HttpResponse:
-    """Confirm or cancel a run."""
+    """Confirm or cancel a run, or repair what failed in it."""
     return _answer(req, api.change_run)
+
+
+@app.route(route="webhooks/{recipe}", methods=["POST"], auth_level=func.AuthLevel.ANONYMOUS)  # carries a key of its own
+def receive_webhook(req: func.HttpRequest) -> func.HttpResponse:
+    """Take the events of a system that calls us."""
+    return _answer(req, webhooks.receive, api.answer_anybody)
 
 
 @app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
