@@ -15,6 +15,7 @@ from shared.state.rows import StateRow
 MAX_ROWS = 100
 MAX_BYTES = 3_800_000  # of 4 MiB, as the headers of each part are estimated
 PART_BYTES = 1_000  # headers of one part
+NO_CONTENT = {"response_preference": "return-no-content"}  # else an insert's answer repeats the whole row
 
 Action = Literal["insert", "replace", "upsert", "delete"]
 
@@ -35,7 +36,7 @@ class Step:
         unchanged = {"etag": self.row.etag, "match_condition": MatchConditions.IfNotModified} if self.row.etag else {}
         match self.action:
             case "insert":
-                return "create", self.entity, {}
+                return "create", self.entity, NO_CONTENT
             case "upsert":
                 return "upsert", self.entity, {"mode": UpdateMode.REPLACE}
             case "replace":
