@@ -95,7 +95,6 @@ def test_chaos_ends_as_the_oracle_says(world: World, seed: int, bulk_above: int)
     assert _differences(world, before, run) == []
     assert len({mail.message["Message-ID"] for mail in world.mailbox.mails}) == 1
     assert run.counts.get("failed", 0) == world.outcomes(run).get("failed", 0)
-    assert all(link.claim is None for link in world.links() if link.other_key)
 
 
 @pytest.mark.parametrize("bulk_above", [1000, 0], ids=["single", "bulk"])

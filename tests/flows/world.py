@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.core.exceptions import ResourceExistsError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.queue import QueueServiceClient
 
@@ -278,6 +279,8 @@ class Pump:
         touched, queues.touched = sorted(queues.touched), set()
         for name in touched:
             client = self._service.get_queue_client(self._world.prefix + name)
+            with contextlib.suppress(ResourceExistsError):
+                client.create_queue()  # the process may have ended before it could
             for message in client.receive_messages(messages_per_page=32, visibility_timeout=600):
                 client.delete_message(message)
                 noted = queues.due[name, message.content]
