@@ -46,6 +46,8 @@ EVENTS_CHECK_S = 300.0  # how often a day of events is added up
 FIRST_CHECK_S = 1.0
 LONGEST_CHECK_S = 10.0
 START_TRIES = 8
+IDS_SHOWN = 500  # in a run's window
+AGAIN_FOR_SLOT_S = 60.0  # what follows a run waits for a slot that another run holds
 PAGES_LOOKED_AT = 100  # by one check: pages are done nearly in order
 
 
@@ -120,14 +122,14 @@ def _new_run(
     if window.kind is WindowKind.SINCE_LAST_RUN:
         since, until = _since_last_run(app, recipe, cursor), None  # the end comes from the vendor's clock
     first = not cursor.started
-    if first and not preview and kind is not RunKind.IDS:
+    if first and not preview:
         app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, _mark_started)
     return RunRow(
         run_id=new_run_id(recipe.name, now, secrets.token_hex(2)),
         recipe=recipe.name,
         kind=kind,
         preview=preview,
-        window=str(window),
+        window=_window_text(window),
         since=since,
         until=until,
         ids=list(window.ids),
@@ -141,6 +143,13 @@ def _new_run(
         mail_to=list(mail_to),
         mail_state=MailState.OWED if mail_to else MailState.NONE,
     )
+
+
+def _window_text(window: Window) -> str:
+    """Return a window as its run shows it; many ids, which stand in the row already, are only counted."""
+    if len(window.ids) > IDS_SHOWN:
+        return f"ids: {len(window.ids):,} records"
+    return str(window)
 
 
 def activate(app: App, recipe: Recipe) -> CursorRow:
@@ -425,7 +434,8 @@ def missing_keys(app: App, page: PageRow, *, held_counts: bool) -> list[str]:
 def release(app: App, run: RunRow) -> RunRow:
     """Let what the guards hold go: send its pages again."""
     run = app.change_run(run.run_id, released=True, state=RunState.RUNNING, moved_at=app.now()) or run
-    send_held(app, run)
+    if not run.state.ended:
+        send_held(app, run)
     return run
 
 
@@ -447,7 +457,10 @@ def confirm_run(app: App, run_id: str, who: str) -> RunRow:
         raise MappingError(
             f"Run {run_id} does not wait for a confirmation; it is {run.state}.", code="nothing_to_confirm"
         )
-    run = push_run(app, release(app, run), FIRST_CHECK_S)
+    run = release(app, run)
+    if run.state.ended:  # cancelled at the same moment
+        return run
+    run = push_run(app, run, FIRST_CHECK_S)
     audit(app, "confirm", who, run, f"{run.held_for}: {run.held_count}")
     return run
 
@@ -499,7 +512,9 @@ def _close(app: App, run: RunRow) -> None:
     if run.closed:
         return
     stopped = run.state in (RunState.FAILED, RunState.CANCELLED)
-    if run.moves_cursor and run.until is not None and not stopped:
+    if stopped:
+        _keep_rest_open(app, run)
+    elif run.moves_cursor and run.until is not None:
         _move_cursor(app, run)
     in_order = run.verify and run.started_by == "backfill" and not run.counts.get(Outcome.FAILED.value) and not stopped
     if run.mail_state is MailState.OWED and in_order:  # nobody asked for it, and there is nothing to say
@@ -507,21 +522,34 @@ def _close(app: App, run: RunRow) -> None:
     elif run.mail_state is MailState.OWED:
         app.queues.send(SummaryMessage(run_id=run.run_id))
     _free_slot(app, run)
-    if not stopped and not run.preview and run.kind is RunKind.WINDOW:
-        for recipe in app.recipes.values():
-            if recipe.start.after == run.recipe:
-                start_run(app, recipe, Window(WindowKind.SINCE_LAST_RUN), started_by=f"after:{run.recipe}")
-    if run.kind is RunKind.BACKFILL and not run.preview and not stopped:
-        start_run(
-            app,
-            app.recipe(run.recipe),
-            parse_window(run.window),
-            started_by="backfill",
-            mail_to=tuple(run.mail_to),
-            verify=True,
-        )
+    if not stopped and not run.preview and not _start_following(app, run):
+        look_again(app, run, AGAIN_FOR_SLOT_S)
+        return
     app.change_run(run.run_id, closed=True)
     LOG.info("run ended", extra={"run_id": run.run_id, "recipe": run.recipe, "state": run.state.value})
+
+
+def _start_following(app: App, run: RunRow) -> bool:
+    """Start what follows a run: the recipes that start after its own, a backfill's verification. False: a slot is taken."""
+    try:
+        if run.kind is RunKind.WINDOW:
+            for recipe in app.recipes.values():
+                if recipe.start.after == run.recipe:
+                    start_run(app, recipe, Window(WindowKind.SINCE_LAST_RUN), started_by=f"after:{run.recipe}")
+        elif run.kind is RunKind.BACKFILL:
+            window, mail_to = parse_window(run.window), tuple(run.mail_to)
+            start_run(app, app.recipe(run.recipe), window, started_by="backfill", mail_to=mail_to, verify=True)
+    except MappingError as exc:
+        LOG.info("what follows a run has to wait", extra={"run_id": run.run_id, "code": exc.code})
+        return exc.code != "run_in_progress"
+    return True
+
+
+def _keep_rest_open(app: App, run: RunRow) -> None:
+    """Keep what failed on the pages of a stopped run that were never complete."""
+    for page in app.tables.query(PageRow, run.run_id, row_from=f"{run.pages_done:06d}", select=("run_id", "page")):
+        results = app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED)
+        keep_open(app, run, [result for result in results if result.outcome is not Outcome.HELD])
 
 
 def _move_cursor(app: App, run: RunRow) -> None:
