@@ -263,12 +263,15 @@ def _guard(app: App, run: RunRow) -> Guard | None:
 
 def results_of(app: App, run: RunRow) -> Iterator[ResultRow]:
     """Yield a run's results, page by page."""
-    if run.kind is RunKind.EVENTS:
-        numbers: Iterable[int] = range(EVENT_PAGES)
-    else:
-        numbers = (page.page for page in app.tables.query(PageRow, run.run_id, select=("run_id", "page")))
-    for number in numbers:
+    for number in page_numbers(app, run):
         yield from app.tables.query(ResultRow, f"{run.run_id}!{number:06d}")
+
+
+def page_numbers(app: App, run: RunRow) -> Iterable[int]:
+    """Return the pages under which a run's results stand; a day of events has a fixed number of them and no manifests."""
+    if run.kind is RunKind.EVENTS:
+        return range(EVENT_PAGES)
+    return (page.page for page in app.tables.query(PageRow, run.run_id, select=("run_id", "page")))
 
 
 # -- digests ------------------------------------------------------------------------------------------------------

@@ -31,12 +31,16 @@ from shared.clients.system import System
 from shared.settings import Settings, load_settings
 from shared.state.queues import Queues, Taken, parse
 from shared.state.rows import (
+    EVENT_PAGES,
     LinkRow,
     OpenRow,
+    Outcome,
     PageRow,
     ResultRow,
+    RunKind,
     RunRow,
     RunState,
+    new_run_id,
     newest_first,
     recipe_of,
     shard_of,
@@ -569,6 +573,28 @@ class World:
         )
         users = sorted(row["email"].lower() for row in self.servicenow.rows("sys_user"))
         return {"incidents": incidents, "users": users, "links": links}
+
+
+def store_run(world: World, age: timedelta, suffix: str, kind: RunKind = RunKind.WINDOW) -> RunRow:
+    """Store a run of long ago with one result; a day of events has no manifests."""
+    at = world.now() - age
+    run = RunRow(
+        run_id=new_run_id(world.recipe, at, suffix),
+        recipe=world.recipe,
+        kind=kind,
+        state=RunState.RUNNING if kind is RunKind.BACKFILL else RunState.COMPLETED,
+        created_at=at,
+        moved_at=at,
+        closed=True,
+    )
+    page = EVENT_PAGES - 1 if kind is RunKind.EVENTS else 0
+    world.view.insert(run)
+    if kind is not RunKind.EVENTS:
+        world.view.insert(PageRow(run_id=run.run_id, page=page, keys=["r"], last=True, fanned_out=True))
+    world.view.insert(
+        ResultRow(run_id=run.run_id, page=page, key="r", outcome=Outcome.CREATED, source_label="CAS-1", ended_at=at)
+    )
+    return run
 
 
 ENDED = (RunState.COMPLETED, RunState.COMPLETED_WITH_WARNINGS, RunState.COMPLETED_WITH_FAILURES)
