@@ -105,10 +105,18 @@ class App:
         return self.update_run(run_id, lambda run: run.model_copy(update=changes))
 
     def update_run(self, run_id: str, change: Callable[[RunRow], RunRow]) -> RunRow | None:
-        """Change a run's row by compare-and-set, from what is stored; None when there is no such run."""
-        return self.tables.update(
-            RunRow, recipe_of(run_id), newest_first(run_id), lambda row: change(row) if row else None
-        )
+        """Change a run's row by compare-and-set, from what is stored; None when there is no such run.
+
+        A run that has ended keeps its state, whatever a slower worker makes of what it read before.
+        """
+
+        def changed(row: RunRow | None) -> RunRow | None:
+            if row is None:
+                return None
+            wanted = change(row)
+            return wanted.model_copy(update={"state": row.state}) if row.state.ended else wanted
+
+        return self.tables.update(RunRow, recipe_of(run_id), newest_first(run_id), changed)
 
 
 class RunMemory:

@@ -134,10 +134,18 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
 # -- the day's run ------------------------------------------------------------------------------------------------
 
 
+def day_id(app: App, recipe: str, now: datetime) -> str:
+    """Return the id of the run that a recipe's events of a day belong to."""
+    return new_run_id(recipe, _midnight(app, now), SUFFIX)
+
+
+def _midnight(app: App, now: datetime) -> datetime:
+    return datetime.combine(now.astimezone(app.settings.zone).date(), time(), app.settings.zone)
+
+
 def day_run(app: App, recipe: str, now: datetime) -> RunRow:
     """Return the run that a recipe's events of today belong to, made now if this is the first one."""
-    midnight = datetime.combine(now.astimezone(app.settings.zone).date(), time(), app.settings.zone)
-    run_id = new_run_id(recipe, midnight, SUFFIX)
+    midnight, run_id = _midnight(app, now), day_id(app, recipe, now)
     known = app.known_run(run_id)
     if known is not None:
         return known

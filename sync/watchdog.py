@@ -18,7 +18,7 @@ from shared.state.rows import (
     RunState,
     SummaryMessage,
 )
-from sync import runs
+from sync import events, runs
 from sync.app import App
 from sync.recipe import Recipe
 
@@ -26,6 +26,7 @@ LOG = logging.getLogger(__name__)
 
 EVENTS_STALLED = timedelta(seconds=3 * runs.EVENTS_CHECK_S)
 WATCHED_RUNS = 20  # newest runs per recipe that are looked at
+WATCHED_DAYS = 3  # newest days of events
 # Pushes are STALLED_AFTER apart: the sixth comes when every claim of a dead worker is over, then about one an hour; in an
 # outage, in which everything waits and nothing may be lost, one in six hours.
 RESENDING_PUSH, RESEND_EVERY, RESEND_EVERY_WAITING = 5, 20, 120
@@ -33,7 +34,7 @@ RESENDING_PUSH, RESEND_EVERY, RESEND_EVERY_WAITING = 5, 20, 120
 
 def push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
     """Push each run of a recipe that has not moved for a while: a lost message must not hold it for ever."""
-    for run in app.tables.query(RunRow, recipe.name, limit=WATCHED_RUNS):
+    for run in _watched(app, recipe, now):
         if run.state is RunState.AWAITING_CONFIRMATION or not _is_stalled(run, now):
             continue
         if run.state.ended and run.closed:
@@ -47,6 +48,16 @@ def push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
             LOG.warning("run stopped moving; it is pushed", extra={"run_id": run.run_id, "recipe": recipe.name})
             _send_lost(app, run)
             runs.push_run(app, run)
+
+
+def _watched(app: App, recipe: Recipe, now: datetime) -> list[RunRow]:
+    """Return a recipe's newest runs, and the days of events that polls may have pushed down the list."""
+    newest = list(app.tables.query(RunRow, recipe.name, limit=WATCHED_RUNS))
+    if recipe.start.webhook is None or len(newest) < WATCHED_RUNS:
+        return newest
+    known = {run.run_id for run in newest}
+    days = [events.day_id(app, recipe.name, now - timedelta(days=ago)) for ago in range(WATCHED_DAYS)]
+    return newest + [run for day in days if day not in known and (run := app.find_run(day)) is not None]
 
 
 def _is_stalled(run: RunRow, now: datetime) -> bool:
