@@ -341,6 +341,31 @@ def test_get_many_keeps_the_order(tables):
     assert found == [*reversed(rows), None]
 
 
+@pytest.mark.parametrize(("there", "step"), [(40, 1), (40, 3), (400, 40), (2600, 3), (0, 1)])
+def test_get_many_finds_the_same_in_stretches_as_one_by_one(tables, there, step):
+    """Wanted rows come back, and nothing else, whether they stand close together, far apart or not at all."""
+    rows = {row.row_key: row for row in tables.transact([("upsert", LooseRow(key=f"{n:04d}")) for n in range(there)])}
+    wanted = [f"{n:04d}" for n in range(0, max(there, 10), step)] + ["0000!", "0005a", "9999"]
+
+    found = tables.get_many(LooseRow, [("p", key) for key in reversed(wanted)])
+
+    assert found == [rows.get(key) for key in reversed(wanted)]
+
+
+def test_get_many_reads_neighbours_together(tables):
+    """A page's rows that fill much of a partition cost a few operations, scattered ones little more than one each."""
+    tables.transact([("upsert", LooseRow(key=f"{n:04d}")) for n in range(1000)])
+    before = tables.operations.total()
+
+    tables.get_many(LooseRow, [("p", f"{n:04d}") for n in range(0, 1000, 4)])
+    close = tables.operations.total() - before
+    tables.get_many(LooseRow, [("p", f"{n:04d}") for n in range(0, 1000, 50)])
+    scattered = tables.operations.total() - before - close
+
+    assert close <= 4
+    assert scattered <= 21
+
+
 def test_query_reads_a_range_in_order(tables):
     """Keys are ordered as text; the end is not included."""
     tables.transact([("insert", LooseRow(key=f"{n:04d}")) for n in range(1100)])
