@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from shared.state.rows import ResultRow, RunKind
+from shared.state.rows import ResultRow, RunKind, RunRow
 from sync import retention
 from tests.flows.world import World, store_run
 
