@@ -4,6 +4,7 @@
 #   make start     keeps the same running, to click through; Ctrl-C ends it                        PORTS=7100
 #   make test      all tests                                                                       ARGS="-k mail"
 #   make check     what CI checks besides the tests
+#   make audit     asks a public service for known faults of what is deployed; needs the network
 #   make format    formats the code
 #   make lock      writes the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
 #   make docs      prints the generated pages anew
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo start test check format lock docs bench clean
+.PHONY: help demo start test check audit format lock docs bench clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
@@ -49,7 +50,10 @@ check: $(DEV_READY)
 	$(BIN)/python cli.py docs --check
 	$(BIN)/python cli.py schema --check
 	$(BIN)/python -m pip check
-	$(BIN)/python -m pytest tests/test_layout.py tests/test_locks.py tests/test_contract.py
+	$(BIN)/python -m pytest tests/test_layout.py tests/test_locks.py tests/test_contract.py tests/security/test_source.py tests/security/test_dependencies.py
+
+audit: $(DEV_READY)
+	$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict $(ARGS)
 
 format: $(DEV_READY)
 	$(BIN)/ruff format .
