@@ -50,8 +50,9 @@ def _part_of(row: Row, ask: Ask, key: str, under: Flow) -> Row:
     """Return the part of a record that belongs to the one it refers to, as a row of its own."""
     paths = [path for path in ask.field.rule.from_ if row.fields.get(path) is not None]
     prefix = f"{paths[0]}." if paths else ""
+    version = row.inner.get(paths[0], "") if paths else ""
     fields = {path.removeprefix(prefix): value for path, value in row.fields.items() if path.startswith(prefix)}
-    return Row(key, fields, url=under.source.url(under.recipe.source.record, key))
+    return Row(key, fields, version=version, url=under.source.url(under.recipe.source.record, key))
 
 
 def _answer(flow: Flow, work: Work, ask: Ask) -> Reference | SyncError:

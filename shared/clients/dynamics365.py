@@ -61,6 +61,7 @@ NOUNS = {"incident": "case", "systemuser": "user"}
 LABELS = {"incident": "ticketnumber"}  # other tables are named after people and companies: no label
 CAST_OF_CHOICES = ("PicklistAttributeMetadata", "StateAttributeMetadata", "StatusAttributeMetadata")
 CAST_OF_LENGTHS = ("StringAttributeMetadata", "MemoAttributeMetadata")
+VERSION = "versionnumber"  # what the ETag shows of a record by itself
 ETAG = re.compile(r'W/"(\d{1,20})"', re.ASCII)
 LINK_EXPIRED = (400, 404, 410, 412)  # the link was the vendor's own: it no longer knows it
 
@@ -222,12 +223,14 @@ class Dynamics365:
         return selection.write()
 
     def _complete(self, table: Table, selection: Selection) -> None:
-        """Let every level select its key: an empty $select would bring all columns."""
+        """Let every level select its key, as an empty $select would bring all columns; inner ones have no ETag to go by."""
         selection.columns.add(table.key)
         for name, inner in selection.expands.items():
             found = table.find_target(name)
             if found is not None:
-                self._complete(self._table(found[1]), inner)
+                reached = self._table(found[1])
+                inner.columns.update({VERSION} & set(reached.columns))
+                self._complete(reached, inner)
 
     def _build_row(self, table: Table, places: Mapping[str, Place], record: Mapping[str, Any]) -> Row:
         if not (key := str(record.get(table.key) or "").lower()):
@@ -247,6 +250,7 @@ class Dynamics365:
             label=str(label or ""),
             url=self.url(table.name, key),
             closed=record.get("statecode") not in (None, 0) or record.get("isdisabled") is True,
+            inner=dict(_inner_versions(record)),
         )
 
     # -- schema -------------------------------------------------------------------------------------------------------
@@ -346,6 +350,16 @@ def build_version(etag: object, changed_at: datetime | None) -> str:
     if isinstance(etag, str) and (match := ETAG.fullmatch(etag)):
         return match[1].zfill(20)
     return changed_at.isoformat() if changed_at else ""
+
+
+def _inner_versions(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the versions of the records within a record, in the form of `build_version`."""
+    for name, inner in record.items():
+        if isinstance(inner, Mapping):
+            here = f"{path}.{name}" if path else name
+            if (number := inner.get(VERSION)) is not None:
+                yield here, str(number).zfill(20)
+            yield from _inner_versions(inner, here)
 
 
 def _read_list(answer: Answer) -> list[dict[str, Any]]:

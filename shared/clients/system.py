@@ -68,6 +68,7 @@ class Row:
     label: str = ""  # for people, without personal data: a ticket number
     url: str = ""  # for people, without any key
     closed: bool = False  # the system takes no more changes (target), or the record is over (source)
+    inner: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path of a reference -> version of that record
 
 
 @dataclasses.dataclass(frozen=True)

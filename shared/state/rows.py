@@ -466,6 +466,7 @@ class RowModel(BaseModel):
     label: str = ""
     url: str = ""
     closed: bool = False
+    inner: dict[str, str] = {}
 
     @classmethod
     def of(cls, row: Row) -> "RowModel":
