@@ -74,8 +74,10 @@ def weigh(stored: R, wanted: R, now: datetime) -> Taken[R] | Held:
 def take(tables: Tables, wanted: R, *, now: datetime, stored: R | None = None) -> Taken[R] | Held:
     """Take the claim that a row carries: insert the row, or replace the one that is there.
 
-    `stored` is that row where it was just read, which saves looking. Raises StateError when storage refuses.
+    `stored` is that row as it was read before, which saves looking: a claim that held it then is looked at again.
+    Raises StateError when storage refuses.
     """
+    given = stored
     if stored is None and wanted.etag:
         stored = tables.get(type(wanted), wanted.partition_key, wanted.row_key)
     for _ in range(TRIES):
@@ -84,7 +86,10 @@ def take(tables: Tables, wanted: R, *, now: datetime, stored: R | None = None) -
                 return Taken(tables.insert(wanted))
             answer = weigh(stored, wanted, now)
             if isinstance(answer, Held):
-                return answer
+                if stored is not given:
+                    return answer
+                stored = tables.get(type(wanted), wanted.partition_key, wanted.row_key)
+                continue
             return dataclasses.replace(answer, row=tables.replace(answer.row))
         except RowError as exc:
             stored = exc.stored if isinstance(exc.stored, type(wanted)) else None

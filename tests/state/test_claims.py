@@ -161,3 +161,16 @@ def test_weighing_needs_a_claim():
 
     with pytest.raises(ValueError, match="no claim"):
         weigh(bare, bare, NOON)
+
+
+def test_old_news_of_a_claim_is_not_waited_for(tables):
+    """A row may have been read long before: who held it then may have given it up since."""
+    held = tables.insert(link("m1"))
+    free = tables.replace(held.model_copy(update={"claim": None}))
+
+    taken = take(tables, link("m2").model_copy(update={"etag": held.etag}), now=NOON, stored=held)
+
+    assert isinstance(taken, Taken)
+    assert taken.row.claim.owner == "m2"
+    assert taken.row.etag != free.etag
+    assert not taken.changed
