@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import time
 import uuid
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,6 +18,7 @@ from sandbox import dynamics365_page as page
 from sandbox.dynamics365_api import WebApi
 from sandbox.dynamics365_batch import answer_batch
 from sandbox.dynamics365_calls import JSON_TYPE, NO_SEGMENT, Answer, ApplicationUser, Call, Settings, write_error
+from sandbox.dynamics365_hooks import Hooks
 from sandbox.dynamics365_limits import Protection
 from sandbox.dynamics365_login import DEFAULT_CLIENT, DEFAULT_SECRET, DEFAULT_TENANT, EntraLogin, TokenStore
 from sandbox.dynamics365_query import Ref, Row
@@ -42,6 +44,7 @@ class Dynamics365(Simulator):
         clock = clock or (tokens.clock if tokens else Clock())
         self.tokens = tokens or TokenStore(clock)
         self.settings = Settings(**switches)
+        self.hooks = Hooks(self)
         self.store = Rows(clock, self._changed, PERSON_ID)
         self.api = WebApi(self.store, self.settings)
         self.protection = Protection(self.settings, clock)
@@ -61,6 +64,7 @@ class Dynamics365(Simulator):
             internalemailaddress="demo.person@contoso.example",
         )
         self.add_application_user(DEFAULT_CLIENT, DEFAULT_SECRET, user_id=APPLICATION_USER_ID)
+        self.hooks.fill()
 
     # -- for tests and a person's page --------------------------------------------------------------------------------
 
@@ -124,6 +128,16 @@ class Dynamics365(Simulator):
         table = self._table(entity)
         return [self._plain(table, row) for row in self.store.all(table.name)]
 
+    def register_hook(
+        self, url: str, entity: str, messages: Iterable[str] = ("Create", "Update", "Delete"), **facts: Any
+    ) -> list[str]:
+        """Call an address whenever a record of a table changes, and return the ids of the steps, one per message.
+
+        `auth` is "key" (`?code=`), "header" or "query", `value` the secret, `name` that of the header or parameter;
+        `filtering` names columns of which an Update must have one; `pre_image`, `post_image` name columns ([]: all).
+        """
+        return self.hooks.register(url, entity, messages, **facts)
+
     # -- the seam for webhooks ----------------------------------------------------------------------------------------
 
     def _changed(
@@ -131,8 +145,9 @@ class Dynamics365(Simulator):
     ) -> None:
         """Hear of every write once it stands: message is Create, Update, Delete, Close or Merge; `self.store.actor` says who wrote.
 
-        A test may write from another thread than the server's. Nothing listens yet.
+        A test may write from another thread than the server's.
         """
+        self.hooks.on_change(entity, record_id, message, changed_columns, before)
 
     # -- HTTP -----------------------------------------------------------------------------------------------------------
 
@@ -146,6 +161,7 @@ class Dynamics365(Simulator):
         routes.add_post(f"{SANDBOX_PREFIX}records/{{entity}}", self._add_record)
         routes.add_patch(f"{SANDBOX_PREFIX}records/{{entity}}/{{id}}", self._change_record)
         routes.add_delete(f"{SANDBOX_PREFIX}records/{{entity}}/{{id}}", self._remove_record)
+        self.hooks.add_routes(routes, self.app)
         routes.add_get(f"{SANDBOX_PREFIX}settings", self._get_settings)
         routes.add_post(f"{SANDBOX_PREFIX}settings", self._set_settings)
 

@@ -276,7 +276,7 @@ def _incidentresolution() -> list[Column]:
     ]
 
 
-def _businessunit() -> list[Column]:
+def _name_only() -> list[Column]:
     return [_text("name", 160), *_stamps(owned=False)]
 
 
@@ -290,6 +290,89 @@ def _organization() -> list[Column]:
         Column("languagecode", "Integer", create=False, update=False),
         Column("expirechangetrackingindays", "Integer", create=False),
         _read_only("versionnumber", "BigInt"),
+    ]
+
+
+# -- registration of webhooks: only what this stand-in can do is among the options
+
+
+def _serviceendpoint() -> list[Column]:
+    return [
+        _text("name", 256, required="ApplicationRequired"),
+        _text("url", 2000),
+        _choice("contract", Webhook=8),
+        _choice("authtype", WebhookKey=4, HttpHeader=5, HttpQueryString=6),
+        _memo("authvalue"),  # write-only: the hooks take it away
+        _choice("messageformat", Json=2),
+        _text("description", 2000),
+        *_stamps(owned=False),
+    ]
+
+
+def _sdkmessagefilter() -> list[Column]:
+    return [
+        _text("name", 256),
+        _text("primaryobjecttypecode", 128),
+        _lookup("sdkmessageid", "sdkmessage"),
+        *_stamps(owned=False),
+    ]
+
+
+def _sdkmessageprocessingstep() -> list[Column]:
+    return [
+        _text("name", 256),
+        _lookup("sdkmessageid", "sdkmessage", required="SystemRequired"),
+        _lookup("sdkmessagefilterid", "sdkmessagefilter"),
+        _lookup("eventhandler", "plugintype", "serviceendpoint"),
+        _choice("stage", PostOperation=40),
+        _choice("mode", Asynchronous=1),
+        Column("rank", "Integer"),
+        _memo("filteringattributes", 100_000),
+        Column("asyncautodelete", "Boolean"),
+        _choice("supporteddeployment", Server_Only=0),
+        Column(
+            "statecode",
+            "State",
+            options=(Option(0, "Enabled", default_status=1), Option(1, "Disabled", default_status=2)),
+            create=False,
+        ),
+        Column("statuscode", "Status", options=(Option(1, "Enabled", 0), Option(2, "Disabled", 1))),
+        *_stamps(owned=False),
+    ]
+
+
+def _sdkmessageprocessingstepimage() -> list[Column]:
+    return [
+        _text("name", 256),
+        _text("entityalias", 256),
+        _choice("imagetype", PreImage=0, PostImage=1, Both=2),
+        _memo("attributes", 100_000),
+        _text("messagepropertyname", 256),
+        _lookup("sdkmessageprocessingstepid", "sdkmessageprocessingstep", required="SystemRequired"),
+        *_stamps(owned=False),
+    ]
+
+
+def _asyncoperation() -> list[Column]:
+    states = ("Ready", "Suspended", "Locked", "Completed")
+    reasons = {
+        0: ("Waiting For Resources", 0), 10: ("Waiting", 1), 20: ("In Progress", 2),
+        30: ("Succeeded", 3), 31: ("Failed", 3), 32: ("Canceled", 3),
+    }  # fmt: skip
+    return [
+        _text("name", 256),
+        _choice("operationtype", System_Event=1),
+        Column("statecode", "State", options=tuple(Option(value, label) for value, label in enumerate(states))),
+        Column("statuscode", "Status", options=tuple(Option(value, *facts) for value, facts in reasons.items())),
+        _text("messagename", 160),
+        _text("primaryentitytype", 64),
+        _memo("message", 1_073_741_823),
+        _memo("friendlymessage", 1_073_741_823),
+        Column("correlationid", "Uniqueidentifier"),
+        Column("startedon", "DateTime"),
+        Column("completedon", "DateTime"),
+        _lookup("owningextensionid", "sdkmessageprocessingstep"),
+        *_stamps(owned=False),
     ]
 
 
@@ -319,8 +402,15 @@ def build_tables() -> dict[str, Table]:
         _table("team", "Team", "teams", "teamid", "name", _team()),
         _table("annotation", "Annotation", "annotations", "annotationid", "subject", _annotation()),
         _table("incidentresolution", "IncidentResolution", "incidentresolutions", "activityid", "subject", _incidentresolution()),
-        _table("businessunit", "BusinessUnit", "businessunits", "businessunitid", "name", _businessunit()),
+        _table("businessunit", "BusinessUnit", "businessunits", "businessunitid", "name", _name_only()),
         _table("transactioncurrency", "TransactionCurrency", "transactioncurrencies", "transactioncurrencyid", "currencyname", _transactioncurrency()),
+        _table("serviceendpoint", "ServiceEndpoint", "serviceendpoints", "serviceendpointid", "name", _serviceendpoint()),
+        _table("plugintype", "PluginType", "plugintypes", "plugintypeid", "name", _name_only()),
+        _table("sdkmessage", "SdkMessage", "sdkmessages", "sdkmessageid", "name", _name_only()),
+        _table("sdkmessagefilter", "SdkMessageFilter", "sdkmessagefilters", "sdkmessagefilterid", "name", _sdkmessagefilter()),
+        _table("sdkmessageprocessingstep", "SdkMessageProcessingStep", "sdkmessageprocessingsteps", "sdkmessageprocessingstepid", "name", _sdkmessageprocessingstep()),
+        _table("sdkmessageprocessingstepimage", "SdkMessageProcessingStepImage", "sdkmessageprocessingstepimages", "sdkmessageprocessingstepimageid", "name", _sdkmessageprocessingstepimage()),
+        _table("asyncoperation", "AsyncOperation", "asyncoperations", "asyncoperationid", "name", _asyncoperation()),
         _table("organization", "Organization", "organizations", "organizationid", "name", _organization()),
     ]  # fmt: skip
     by_name = {table.name: table for table in tables}
