@@ -261,7 +261,8 @@ def agreement(
 ) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Return what a link remembers after this decision was carried out: agreed digests, inputs, and fields not taken.
 
-    `shown` holds the target's fields as the answer to the write showed them (None: the answer shows nothing).
+    `shown` holds the target's fields as the answer to the write showed them (None: the answer shows nothing). Digests
+    under the older of two keys are made anew under the current one where the value is at hand.
     """
     agreed = dict(link.agreed) if link else {}
     inputs = dict(link.inputs) if link else {}
@@ -285,9 +286,28 @@ def agreement(
             held = target.fields[field.name]
             if comparable(held) is not None and any(same_value(held, value) for value in field.accepted):
                 agreed[name] = NOT_OURS + digests.of(comparable(held))
-        elif target is not None and field.name in target.fields:
-            held = target.fields[field.name]
-            known = digests.matches(comparable(held), agreed[name].lstrip(NOT_OURS + NOT_SHOWN))
-            if not known and any(same_value(held, value) for value in field.accepted):
-                agreed[name] = digests.of(comparable(held))
+        elif name in agreed:
+            agreed[name] = _agreed_now(agreed[name], field, target, digests)
     return agreed, inputs, lost
+
+
+def _agreed_now(stored: str, field: MappedField, target: Row | None, digests: Digests) -> str:
+    """Return the digest of a field that was not written: a new one where the target came to hold the source's value."""
+    digest = stored.lstrip(NOT_OURS + NOT_SHOWN)
+    sign = stored.removesuffix(digest)
+    shown = target is not None and field.name in target.fields
+    held = target.fields.get(field.name) if target is not None else None
+    known = shown and digests.matches(comparable(held), digest)
+    if shown and not known and any(same_value(held, value) for value in field.accepted):
+        return sign.replace(NOT_SHOWN, "") + digests.of(comparable(held))
+    if digests.is_current(digest):
+        return stored
+    values = [comparable(value) for value in (held, *field.accepted, None)]
+    return next((sign + digests.of(value) for value in values if digests.matches(value, digest)), stored)
+
+
+def wants_rekeying(link: LinkRow, digests: Digests) -> bool:
+    """Tell whether a link holds digests under the older of two keys, which would be forgotten with that key."""
+    return not all(
+        digests.is_current(each.lstrip(NOT_OURS + NOT_SHOWN)) for each in (*link.agreed.values(), *link.inputs.values())
+    )

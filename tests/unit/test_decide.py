@@ -9,7 +9,18 @@ import pytest
 from shared.clients.system import FieldKind, FieldType, RecordType, Row, Value
 from shared.digests import Digests, parse_digest_keys
 from shared.state.rows import LinkRow
-from sync.decide import Action, Decision, agreement, comparable, decide, is_stale, same_value, search_key, wants_find
+from sync.decide import (
+    Action,
+    Decision,
+    agreement,
+    comparable,
+    decide,
+    is_stale,
+    same_value,
+    search_key,
+    wants_find,
+    wants_rekeying,
+)
 from sync.mapping import Mapped, map_record
 from sync.recipe import Block
 
@@ -348,3 +359,55 @@ def test_only_a_strictly_older_version_is_stale(seen: str, version: str, stale: 
     link = LinkRow(pair="p", side="s", key="k", versions={"dynamics365.incident": seen})
 
     assert is_stale(link, "dynamics365.incident", Row("k", {}, version=version)) is stale
+
+
+# -- rotating the digests' key --------------------------------------------------------------------------------------------
+
+ROTATING = Digests(
+    parse_digest_keys("n:a-newer-key-that-tests-alone-use-0002,k:a-key-that-is-used-in-tests-alone-0001")
+)
+NEW_ALONE = Digests(parse_digest_keys("n:a-newer-key-that-tests-alone-use-0002"))
+
+
+@pytest.mark.parametrize(
+    ("agreed", "value", "held", "value_known"),
+    [
+        pytest.param("same", "same", None, "same", id="the source's value"),
+        pytest.param("!same", "same", None, "same", id="the target's own"),
+        pytest.param("?same", "same", None, "same", id="never shown"),
+        pytest.param(None, None, None, None, id="nothing"),
+        pytest.param("agent's", "ours", "agent's", "agent's", id="the target's value"),
+    ],
+)
+def test_digests_outlive_the_end_of_a_rotation(
+    agreed: str | None, value: Value, held: Value, value_known: Value
+) -> None:
+    """While two keys hold, what is worked goes over to the new one, so that the old one can go."""
+    link = _link(title=agreed)
+    target = Row("sys-1", {"title": held}) if held else None
+
+    after, _, _ = agreement(Decision(Action.NOTHING), _mapped(_block(), value), TARGET, link, target, None, ROTATING)
+
+    stored = after[f"{TARGET}.title"]
+    assert stored[:1] == (agreed[:1] if agreed and agreed[0] in "!?" else "n")
+    assert NEW_ALONE.matches(comparable(value_known), stored.lstrip("!?"))
+
+
+def test_unknown_value_keeps_its_old_digest() -> None:
+    """What neither side holds any more cannot be made anew: the older key still recognises it."""
+    link = _link(title="gone")
+
+    after, _, _ = agreement(Decision(Action.NOTHING), _mapped(_block(), "other"), TARGET, link, None, None, ROTATING)
+
+    assert after == link.agreed
+    assert wants_rekeying(link, ROTATING)
+    assert not wants_rekeying(link, DIGESTS)
+
+
+def test_value_that_both_sides_came_to_by_themselves_is_not_ours() -> None:
+    """What the target held by itself, and changed by itself to what the source says, was never filled by us."""
+    link, target = _link(title="!old"), Row("sys-1", {"title": "new"})
+
+    after, _, _ = agreement(Decision(Action.NOTHING), _mapped(_block(), "new"), TARGET, link, target, None, DIGESTS)
+
+    assert after == _link(title="!new").agreed
