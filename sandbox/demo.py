@@ -64,8 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.ERROR)
-    if options.records < 1:
-        parser.error("--records must be at least 1")
     try:
         return asyncio.run(_demonstrate(options))
     except (SandboxError, DemoError) as exc:

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import certifi
+import requests
 
 from sandbox import dynamics365_records, servicenow_records
 from sandbox.azurite import Azurite, AzuriteError
 from sandbox.certificates import make_certificates
 from sandbox.dynamics365 import Dynamics365, EntraLogin
 from sandbox.host import Host, HostError
-from sandbox.host_config import read_settings
+from sandbox.host_config import HostConfigError, read_settings
 from sandbox.mailbox import Mailbox
 from sandbox.processes import free_ports, port_answers, port_is_free, tied
 from sandbox.servicenow import ServiceNow
@@ -43,11 +44,13 @@ EXAMPLE = ROOT / "local.settings.example.json"
 LOCAL = ROOT / "local.settings.json"
 OURS = ("CONNECTIONS__DYNAMICS365__", "CONNECTIONS__SERVICENOW__", "MAIL__")  # never taken from a developer's settings
 BASE_PORT = 7100
+LOWEST_BASE_PORT, HIGHEST_BASE_PORT = 1100, 65530  # the ports beside it are neither reserved nor beyond the last one
 RECORDS = 300
 WORKERS = 2
 UNKNOWN_TEAM = dynamics365_records.TEAMS[-1]  # owns cases, and ServiceNow has no such group
 CORE_TOOLS_WAIT_S = 120.0
 LOOK_S = 0.2
+APP_WAIT_S = 30.0
 
 
 class SandboxError(RuntimeError):
@@ -168,7 +171,8 @@ async def running(
             raise SandboxError(f"A port was taken while the sandbox started ({exc.strerror}): start it again.") from exc
         urls = [f"http://localhost:{port}" for port in (*listening, ports.host)]
         sandbox.dynamics_url, sandbox.servicenow_url, sandbox.mail_url, sandbox.app_url = urls
-        sandbox.env = _build_env(sandbox, login_port, _merge(bundle), local_settings) | dict(env or {})
+        with _as_sandbox_error():
+            sandbox.env = _build_env(sandbox, login_port, _merge(bundle), local_settings) | dict(env or {})
         if app:
             sandbox.host = _host(sandbox, ports.host, workers, core_tools, echo, host_flags)
             with _as_sandbox_error():
@@ -351,7 +355,7 @@ async def _on(keeper: ThreadPoolExecutor, work: Callable[..., Any], *args: objec
 def _as_sandbox_error() -> Iterator[None]:
     try:
         yield
-    except (AzuriteError, HostError) as exc:
+    except (AzuriteError, HostError, HostConfigError) as exc:
         raise SandboxError(str(exc)) from exc
 
 
@@ -394,15 +398,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that start and demo share."""
-    parser.add_argument("--records", type=int, default=RECORDS, help="cases that were modified yesterday")
+    parser.add_argument("--records", type=_number(1), default=RECORDS, help="cases that were modified yesterday")
     parser.add_argument("--seed", type=int, default=dynamics365_records.SEED, help="another number, other records")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="worker processes of the host")
+    parser.add_argument("--workers", type=_number(1), default=WORKERS, help="worker processes of the host")
     parser.add_argument(
         "--base-port",
-        type=int,
+        type=_base_port,
         default=BASE_PORT,
         help="7100 listens on 7101 to 7105 and 7071; 7200 on 7201 to 7205 and 7171; 0 takes free ports",
     )
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} on")
+        return int(text)
+
+    return number
+
+
+def _base_port(text: str) -> int:
+    port = _number(0)(text)
+    if port and not LOWEST_BASE_PORT <= port <= HIGHEST_BASE_PORT:
+        wanted = f"0, which takes free ports, or {LOWEST_BASE_PORT} to {HIGHEST_BASE_PORT}"
+        raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+    return port
 
 
 def stop_on_signals() -> None:
@@ -434,10 +455,26 @@ async def _serve_until_stopped(options: argparse.Namespace) -> int:
             echo=note,
         ) as sandbox:
             print(_what_to_click(sandbox), flush=True)
+            if fault := await asyncio.to_thread(_fault_of, sandbox.app_url):
+                print(f"The app cannot work yet: {fault}\n", file=sys.stderr, flush=True)
             while sandbox.host is not None and sandbox.host.pid is not None:
                 await asyncio.sleep(LOOK_S)
             print("The host has ended by itself; it said last:", *sandbox.log[-20:], sep="\n", file=sys.stderr)
             return 1
+
+
+def _fault_of(app_url: str) -> str:
+    """Ask the app for its runs and return why it cannot answer; nothing when it can."""
+    try:
+        answer = requests.get(f"{app_url}/api/runs", params={"limit": "1"}, timeout=APP_WAIT_S)
+    except requests.RequestException as exc:
+        return f"it does not answer ({type(exc).__name__}); .sandbox/host.log says more."
+    if answer.ok:
+        return ""
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError):
+        return f"it answers {answer.status_code}; .sandbox/host.log says more."
 
 
 def _what_to_click(sandbox: Sandbox) -> str:
@@ -445,11 +482,13 @@ def _what_to_click(sandbox: Sandbox) -> str:
     return f"""
 Concord runs on this machine ({host}). Ctrl-C ends it all; nothing is kept.
 
-  Dynamics 365   {sandbox.dynamics_url}/    cases: open one, change it, sync again
+  Dynamics 365   {sandbox.dynamics_url}/    cases: open one, change it, sync today's changes
   ServiceNow     {sandbox.servicenow_url}/    incidents: search a case's number, play the agent
   Mailbox        {sandbox.mail_url}/    the summaries
 
   Start a sync   {sandbox.sync_url("ada@example.com")}
+                 takes the cases that changed yesterday; those that you change now are taken by
+                 {sandbox.sync_url("ada@example.com", window="today")}
   All runs       {sandbox.app_url}/api/runs
   Health         {sandbox.app_url}/api/health
   Host's log     .sandbox/host.log   ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC)

@@ -211,6 +211,44 @@ def test_no_process_is_left(number: signal.Signals, code: int) -> None:
     assert code != 0 or "nothing is left running" in rest
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--base-port", "70000"), ("--base-port", "5"), ("--base-port", "-3"), ("--base-port", "x"), ("--records", "0")],
+)
+def test_option_out_of_its_range_is_refused_in_words(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A port that cannot be, or no record at all, is told before anything starts."""
+    with pytest.raises(SystemExit) as caught:
+        main([option, value])
+
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert option in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_settings_that_are_no_json_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken local.settings.json is one sentence that names the file and the place."""
+    broken = tmp_path / "local.settings.json"
+    broken.write_text('{"Values": {')
+    monkeypatch.setattr(sandbox.start, "LOCAL", broken)
+
+    with (
+        pytest.raises(SandboxError, match=r"local\.settings\.json is not JSON: .*line 1"),
+        running_in_thread(records=1, incidents=0, app=False, local_settings=True),
+    ):
+        pass
+
+
+def test_app_that_lacks_a_setting_says_so_at_start() -> None:
+    """`make start` tells what the app cannot work without, instead of leaving it to the first click."""
+    with running_in_thread(records=1, incidents=0, env={"NOTIFY": ""}) as started:
+        fault = sandbox.start._fault_of(started.app_url)
+
+    assert "set NOTIFY" in fault
+
+
 # -- Core Tools ---------------------------------------------------------------------------------------------------------
 
 
