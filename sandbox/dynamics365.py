@@ -299,8 +299,7 @@ class Dynamics365(Simulator):
         for name in page.EDITABLE[entity]:
             if name not in form:
                 continue
-            text = form[name].replace("\r\n", "\n")
-            value = (int(text) if table.columns[name].options else text) if text else None
+            value = page.read_field(self.store, table.columns[name], form[name].replace("\r\n", "\n"))
             if value != row.get(name):
                 changed[name] = value
         if entity == "incident" and changed.get("statecode") == 1:

@@ -1,4 +1,4 @@
-"""The pages of the Dynamics 365 simulator for a person: what is there, and forms to change a case or a contact."""
+"""The pages of the Dynamics 365 simulator for a person: what is there, and forms to change a case, a contact or an account."""
 
 from collections.abc import Iterable
 from html import escape
@@ -42,12 +42,26 @@ HEADINGS = {
     "ticketnumber": "Ticket", "title": "Title", "customerid": "Customer", "ownerid": "Owner", "prioritycode": "Priority", "statecode": "State",
     "modifiedon": "Modified", "fullname": "Name", "emailaddress1": "Email", "telephone1": "Phone", "jobtitle": "Job title",
     "parentcustomerid": "Company", "name": "Name", "primarycontactid": "Primary contact", "description": "Description",
-    "firstname": "First name", "lastname": "Last name",
+    "firstname": "First name", "lastname": "Last name", "mobilephone": "Mobile phone", "fax": "Fax", "address1_line1": "Street 1",
+    "address1_line2": "Street 2", "address1_line3": "Street 3", "address1_city": "City", "address1_stateorprovince": "State or province",
+    "address1_country": "Country", "address1_postalcode": "Postal code", "websiteurl": "Website", "sic": "SIC code",
+    "revenue": "Annual revenue", "numberofemployees": "Number of employees",
 }  # fmt: skip
+ADDRESS = (
+    "address1_line1", "address1_line2", "address1_line3", "address1_postalcode", "address1_city", "address1_stateorprovince", "address1_country",
+)  # fmt: skip
 EDITABLE = {
     "incident": ("title", "prioritycode", "description", "statecode"),
-    "contact": ("firstname", "lastname", "telephone1", "emailaddress1", "jobtitle"),
-}
+    "contact": (
+        "firstname", "lastname", "emailaddress1", "parentcustomerid", "jobtitle", "telephone1", "mobilephone", "fax", *ADDRESS, "description",
+        "statecode",
+    ),
+    "account": (
+        "name", "telephone1", "websiteurl", "sic", "revenue", "numberofemployees", *ADDRESS, "description", "statecode",
+    ),
+}  # fmt: skip
+LARGEST = 1_000_000_000
+NUMBERS = ("Integer", "Money", "Double")
 
 
 def show_overview(rows: Rows, search: str = "") -> str:
@@ -78,7 +92,7 @@ def show_record(rows: Rows, table_name: str, row: Row, error: str = "") -> str:
     if error:
         parts.append(f'<p class="error">{escape(error)}</p>')
     if table_name in EDITABLE:
-        fields = "".join(_field(table.columns[name], row.get(name)) for name in EDITABLE[table_name])
+        fields = "".join(_field(rows, table.columns[name], row.get(name)) for name in EDITABLE[table_name])
         parts.append(
             f'<form method="post" action="/_sandbox/form/{table_name}/{row[table.key]}">{fields}<button>Save</button></form>'
         )
@@ -88,6 +102,26 @@ def show_record(rows: Rows, table_name: str, row: Row, error: str = "") -> str:
     )
     parts.append(f"<h2>All columns</h2><dl>{values}</dl>")
     return _page(str(row.get(table.label) or row[table.key]), "".join(parts))
+
+
+def read_field(rows: Rows, column: Column, text: str) -> Any:
+    """Return the value that a form's text stands for. Raises ValueError for what is none."""
+    if not text:
+        return None
+    if column.is_lookup:
+        table, _, row_id = text.partition(":")
+        if table not in column.targets or rows.find(table, row_id) is None:
+            raise ValueError(f"{HEADINGS[column.name]}: there is no such record")
+        return Ref(table, row_id)
+    if column.options or column.kind in NUMBERS:
+        try:
+            number = float(text) if column.kind in ("Money", "Double") else int(text)
+        except ValueError:
+            raise ValueError(f"{HEADINGS[column.name]} is a number") from None
+        if not 0 <= number <= LARGEST:
+            raise ValueError(f"{HEADINGS[column.name]} is a number from 0 to {LARGEST:,}")
+        return number
+    return text
 
 
 def show_message(title: str, text: str) -> str:
@@ -139,8 +173,10 @@ def _cell(rows: Rows, column: Column, value: Any) -> str:
     return escape(str(value))
 
 
-def _field(column: Column, value: Any) -> str:
+def _field(rows: Rows, column: Column, value: Any) -> str:
     name, heading = escape(column.name), escape(HEADINGS[column.name])
+    if column.is_lookup:
+        return f'<label>{heading}<select name="{name}">{_accounts(rows, value)}</select></label>'
     if column.options:
         known = [(option.value, option.label) for option in column.options]
         if value is not None and value not in dict(known):
@@ -155,8 +191,21 @@ def _field(column: Column, value: Any) -> str:
         return f'<label>{heading}<select name="{name}">{empty}{options}</select></label>'
     if column.kind == "Memo":
         return f'<label>{heading}<textarea name="{name}" maxlength="{column.max_length}">\n{escape(value or "")}</textarea></label>'
+    if column.kind in NUMBERS:
+        shown = "" if value is None else f"{value:g}" if float(value).is_integer() and value < 1e6 else str(value)
+        return f'<label>{heading}<input name="{name}" inputmode="decimal" value="{escape(shown)}"></label>'
     return (
         f'<label>{heading}<input name="{name}" maxlength="{column.max_length}" value="{escape(value or "")}"></label>'
+    )
+
+
+def _accounts(rows: Rows, value: Ref | None) -> str:
+    """Return the companies to choose from, and what is chosen now if that is none of them."""
+    refs = [Ref("account", row["accountid"]) for row in rows.all("account")]
+    named = sorted((rows.label_of(ref) or ref.id, ref) for ref in {*refs, *([value] if value else [])})
+    return "<option value=''></option>" + "".join(
+        f'<option value="{escape(f"{ref.table}:{ref.id}")}"{" selected" if ref == value else ""}>{escape(label)}</option>'
+        for label, ref in named
     )
 
 

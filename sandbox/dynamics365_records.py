@@ -43,6 +43,24 @@ JOB_TITLES = (
     "CFO",
     None,
 )
+STREETS = (
+    "Harbour Road",
+    "Lindenstraße",
+    "Rue des Carmes",
+    "Storgatan",
+    "ul. Piotrkowska",
+    "Calle Mayor",
+    "Kirkegade",
+    "桜通り",
+)
+PLACES = (  # city, state or province, postal code, country
+    ("Berlin", None, "10115", "Germany"), ("Malmö", "Skåne", "211 22", "Sweden"), ("Lyon", None, "69002", "France"),
+    ("Chicago", "IL", "60601", "United States"), ("Łódź", None, "90-001", "Poland"), ("名古屋", "愛知県", "460-0008", "Japan"),
+)  # fmt: skip
+NOTES = (
+    "Prefers to be called in the morning.", "<p>Met at the fair, wants a quote for <b>40 seats</b> &amp; training.</p>",
+    "Spricht Deutsch und Polnisch.\nUrlaub im August.", "Left the newsletter; do not ask again.",
+)  # fmt: skip
 TEAMS = (
     "Support EMEA",
     "Support Americas",
@@ -91,6 +109,7 @@ class _Seeder:
     def __init__(self, sim: Dynamics365, now: datetime, long_descriptions: bool, random_seed: int) -> None:
         self.sim, self.now, self.long_descriptions = sim, now, long_descriptions
         self.random = random.Random(random_seed)
+        self.details = random.Random(f"{random_seed} details")  # of its own: what it draws changes nothing else
         self.users: list[str] = []
         self.teams: list[str] = []
         self.accounts: list[str] = []
@@ -106,6 +125,24 @@ class _Seeder:
     def phone(self) -> str | None:
         self.phones += 1
         return None if self.chance(30) else f"+49 30 {self.phones}"
+
+    def maybe(self, value: str) -> str | None:
+        return None if self.details.randrange(100) < 20 else value
+
+    def address(self, **given: str | None) -> Row:
+        """Return an address in the city or country given, None: anywhere, and left out; other lines may be missing."""
+        known = {value for value in given.values() if value}
+        fitting = [place for place in PLACES if known <= set(place)]
+        city, state, postal_code, country = self.details.choice(fitting or PLACES)
+        street = f"{self.details.choice(STREETS)} {self.details.randrange(1, 200)}"
+        return {
+            "address1_line1": self.maybe(street), "address1_line2": self.maybe("2nd floor") if self.details.random() < 0.4 else None,
+            "address1_line3": self.maybe("Gate 3") if self.details.random() < 0.2 else None, "address1_city": self.maybe(city),
+            "address1_stateorprovince": state, "address1_postalcode": self.maybe(postal_code), "address1_country": self.maybe(country),
+        } | given  # fmt: skip
+
+    def fax(self) -> str | None:
+        return self.maybe(f"+49 30 {self.details.randrange(6_000_000, 7_000_000)}")
 
     # -- people and customers
 
@@ -130,9 +167,10 @@ class _Seeder:
             account = self.sim.insert(
                 "account",
                 accountid=self.guid(), name=name, accountnumber=f"A-{1000 + number}", telephone1=self.phone(), websiteurl=f"https://{domain}",
-                emailaddress1=None if number % 5 == 4 else f"info@{domain}", address1_city=self.random.choice(("Berlin", "Malmö", "Lyon", "Chicago", None)),
+                emailaddress1=None if number % 5 == 4 else f"info@{domain}",
+                **self.address(address1_city=self.random.choice(("Berlin", "Malmö", "Lyon", "Chicago", None))),
                 numberofemployees=self.random.choice((None, 0, 12, 480, 25_000)), revenue=self.random.choice((None, 20_000, 1_250_000.5)),
-                sic=self.random.choice((None, "7372")), createdon=long_ago, modifiedon=long_ago,
+                sic=self.random.choice((None, "7372")), fax=self.fax(), description=self.maybe(self.details.choice(NOTES)), createdon=long_ago, modifiedon=long_ago,
             )  # fmt: skip
             self.accounts.append(account)
             people = [self.add_contact(account, domain, number * 5 + place) for place in range(5)]
@@ -151,7 +189,8 @@ class _Seeder:
                 email = email.upper()
         row = {
             "contactid": self.guid(), "firstname": None if number % 17 == 3 else first, "lastname": last, "emailaddress1": email,
-            "telephone1": self.phone(), "mobilephone": self.phone(), "jobtitle": self.random.choice(JOB_TITLES), "address1_country": self.random.choice(("Germany", "France", None)),
+            "telephone1": self.phone(), "mobilephone": self.phone(), "jobtitle": self.random.choice(JOB_TITLES),
+            **self.address(address1_country=self.random.choice(("Germany", "France", None))), "fax": self.fax(), "description": self.maybe(self.details.choice(NOTES)),
             "parentcustomerid_account": None if number % 9 == 8 else account, "createdon": self.now - timedelta(days=300), "modifiedon": self.now - timedelta(days=90),
         }  # fmt: skip
         if number % 13 == 6:

@@ -89,6 +89,38 @@ def test_form_changes_what_differs(world, monkeypatch):
     assert heard[0][1] is True
 
 
+def test_account_has_a_form_too(world):
+    """Numbers are numbers; what is none is explained, and nothing is written."""
+    changed = save(world, "account", ACME, name="Acme Ltd", revenue="1250000.5", numberofemployees="7", sic="7372")
+    refused = [
+        save(world, "account", ACME, name="Lost", **{field: text})
+        for field, text in (("revenue", "much"), ("revenue", "nan"), ("numberofemployees", "1.5"), ("revenue", "-1"))
+    ]
+    [row] = world.sim.rows("account")
+
+    assert (changed.status_code, [response.status_code for response in refused]) == (303, [400] * 4)
+    assert "Annual revenue is a number" in refused[0].text
+    assert (row["name"], row["revenue"], row["numberofemployees"], row["sic"]) == ("Acme Ltd", 1250000.5, 7, "7372")
+    assert 'value="1250000.5"' in html(world, f"/main.aspx?etn=account&id={ACME}")
+
+
+def test_contact_changes_its_company_and_state(world):
+    """A company is chosen from those there are, or none; a contact can be made inactive."""
+    other = world.sim.insert("account", name="Other <b>")
+    shown = html(world, f"/main.aspx?etn=contact&id={ADA}")
+
+    moved = save(world, "contact", ADA, parentcustomerid=f"account:{other}", statecode="1", address1_city="Malmö")
+    wrong = save(world, "contact", ADA, parentcustomerid=f"account:{ADA}")
+    row = next(row for row in world.sim.rows("contact") if row["contactid"] == ADA)
+    left = save(world, "contact", ADA, parentcustomerid="")
+
+    assert f'<option value="account:{ACME}" selected>Acme</option>' in shown
+    assert "Other &lt;b&gt;" in shown
+    assert [response.status_code for response in (moved, wrong, left)] == [303, 400, 303]
+    assert (row["_parentcustomerid_value"], row["statecode"], row["address1_city"]) == (other, 1, "Malmö")
+    assert all(row["_parentcustomerid_value"] is None for row in world.sim.rows("contact"))
+
+
 def test_form_follows_the_rules_of_a_case(world):
     """Resolving goes its own way with other changes first; a closed case must be opened before it is changed."""
     case = add_case(world.sim)

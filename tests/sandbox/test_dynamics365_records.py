@@ -86,6 +86,39 @@ def test_titles_and_addresses_repeat(sim):
     assert max(addresses.values()) == 2
 
 
+CONTACT_COLUMNS = (
+    "emailaddress1", "firstname", "lastname", "telephone1", "fax", "mobilephone", "jobtitle", "description",
+    "address1_line1", "address1_line2", "address1_line3", "address1_city", "address1_stateorprovince", "address1_country",
+    "address1_postalcode",
+)  # fmt: skip
+ACCOUNT_COLUMNS = (
+    "name", "telephone1", "sic", "description", "revenue", "numberofemployees", "websiteurl",
+    "address1_line1", "address1_line2", "address1_line3", "address1_city", "address1_stateorprovince", "address1_country",
+    "address1_postalcode",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entity", "columns"), [("contact", CONTACT_COLUMNS), ("account", ACCOUNT_COLUMNS)], ids=["contact", "account"]
+)
+def test_people_and_companies_have_what_marketo_takes(sim, entity, columns):
+    """Every column of the mapping is filled in some records; all but names and websites are empty in others."""
+    rows = sim.rows(entity)
+
+    empty = {name for name in columns if all(row[name] is None for row in rows)}
+    never_empty = {name for name in columns if all(row[name] is not None for row in rows)}
+
+    assert empty == set()
+    assert never_empty <= {"lastname", "name", "websiteurl"}
+
+
+def test_contacts_of_both_kinds(sim):
+    """Some contacts have an account and some have none."""
+    parents = Counter(row["_parentcustomerid_value"] is not None for row in sim.rows("contact"))
+
+    assert parents[True] > parents[False] > 0
+
+
 def test_descriptions_may_be_customised_longer():
     """With the switch the column is longer in the metadata, and some cases use it."""
     sim = Dynamics365(Clock(NOW))
