@@ -33,6 +33,7 @@ from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
+from sync.portions import by_shard, work_portions
 from sync.recipe import GoneAction
 from sync.verify import verify
 from sync.work import Work
@@ -256,16 +257,17 @@ def _work_here(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Wor
 
     The owner of a record's claims is this message and the record: it stays the same when the record goes on alone.
     """
-    ready = [work for work in works if work.error is None]
+    ready = by_shard([work for work in works if work.error is None])
     unprepared = [work for work in works if work.error is not None]
     message = ItemsMessage(run_id=run.run_id, page=page, items=[], first_sent_at=app.now())
-    worked = 0
-    for portion in bulk.portions(flow, ready):
-        for work in portion:
-            work.owner, work.first_sent_at = f"{owner}:{work.key}", message.first_sent_at
+
+    def work(portion: Sequence[Work]) -> None:
+        for each in portion:
+            each.owner, each.first_sent_at = f"{owner}:{each.key}", message.first_sent_at
         bulk.finish(flow, run, portion)
         _close(app, flow, run, message, portion)
-        worked += len(portion)
+
+    worked = work_portions(bulk.portions(flow, ready), work)
     return [*ready[worked:], *unprepared]
 
 

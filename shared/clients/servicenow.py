@@ -12,11 +12,13 @@ import json
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
+from shared import attempt
+from shared.attempt import Lane
 from shared.clients import servicenow_query as query
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
 from shared.clients.lookups import check_values, keep_asked
@@ -66,6 +68,8 @@ class ServiceNow:
     `created_at`), oldest first, fetched for all rows of an answer together.
     """
 
+    writes_together = 1
+
     def __init__(
         self,
         http: HttpConnection,
@@ -82,6 +86,7 @@ class ServiceNow:
         self._page_size, self._lookup_size, self._parallel = page_size, lookup_size, parallel
         self._tables: dict[str, Table] = {}
         self._record_types: dict[str, RecordType] = {}
+        self._pools: dict[Lane, ThreadPoolExecutor] = {}
         self._lock = threading.RLock()  # held while a table is described, so that threads do not all ask
 
     # -- System -------------------------------------------------------------------------------------------------------
@@ -179,11 +184,19 @@ class ServiceNow:
         stop = _Stop()
         if min(self._parallel, len(writes)) <= 1:
             return [self._answer_write(record, write, stop) for write in writes]
-        with ThreadPoolExecutor(min(self._parallel, len(writes)), thread_name_prefix="servicenow-write") as pool:
-            futures = [
-                pool.submit(contextvars.copy_context().run, self._answer_write, record, write, stop) for write in writes
-            ]
-            return [future.result() for future in futures]
+        pool = self._pool(attempt.current().lane)
+        futures = [
+            pool.submit(contextvars.copy_context().run, self._answer_write, record, write, stop) for write in writes
+        ]
+        wait(futures)  # whatever becomes of one, none is under way when we return
+        return [future.result() for future in futures]
+
+    def _pool(self, lane: Lane) -> ThreadPoolExecutor:
+        """Return the threads that write for a lane: as many as calls may be under way, kept, and never held by the other."""
+        with self._lock:
+            if lane not in self._pools:
+                self._pools[lane] = ThreadPoolExecutor(self._parallel, thread_name_prefix=f"servicenow-{lane}")
+            return self._pools[lane]
 
     def _answer_write(self, record: str, write: Write, stop: "_Stop") -> Written | SyncError:
         try:
