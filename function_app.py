@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from urllib.parse import parse_qsl, urlsplit
 
 import azure.functions as func
 
@@ -38,12 +39,17 @@ def _answer(req: func.HttpRequest, handle: api.Handler, answer: api.Answer = api
     request = api.Request(
         method=req.method,
         route=dict(req.route_params),
-        query=dict(req.params),
+        query=_blanks(req.url) | dict(req.params),
         headers={name.lower(): value for name, value in req.headers.items()},
         body=req.get_body(),
     )
     response = answer(get_app, handle, request)
     return func.HttpResponse(response.content, status_code=response.status, headers=response.headers)
+
+
+def _blanks(url: str) -> dict[str, str]:
+    """Return the parameters that stand in an address without a value: the host leaves them out, and `ids=` is no `ids`."""
+    return {name: "" for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True) if not value}
 
 
 # -- HTTP -----------------------------------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ def build_window(parameters: Mapping[str, str]) -> Window:
             return Window(WindowKind.IDS, ids=tuple(ids))
     elif given and given.keys() <= {"from", "to"}:
         return _span(given.get("from"), given.get("to"))
-    raise ValueError(f"no window can be read from {', '.join(given) or 'nothing'}; allowed are {FORMS}")
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} do not go together; allowed are {FORMS}")
+    raise ValueError(f"{', '.join(given) or 'the window'} is empty; allowed are {FORMS}")
 
 
 def bounds(window: Window, now: datetime, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:

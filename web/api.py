@@ -16,7 +16,7 @@ from shared.errors import ConfigError, MappingError, StateError, SyncError
 from sync import repairs, runs, views
 from sync.app import App
 from sync.recipe import Recipe
-from sync.windows import FORMS, Window, WindowKind, build_window
+from sync.windows import FORMS, Window, WindowKind, bounds, build_window
 
 LOG = logging.getLogger(__name__)
 
@@ -26,8 +26,15 @@ MAX_VALUE_CHARS = 100  # of a window, a time, an id
 KEY = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
 MAX_NAMES = 5  # that an answer repeats
 START_PARAMETERS = ("email", "window", "from", "to", "ids", "preview", "verify")
+LIST_PARAMETERS = ("recipe", "limit")
+RESULT_PARAMETERS = ("outcome", "limit", "skip")
 REPAIR_PARAMETERS = ("ids",)
 KEY_PARAMETERS = ("code", "clientid")  # the host's own: the function key
+
+BODY_FORMS = {
+    "application/json": 'send one object, as in {"Email": "you@your-company.com", "window": "today"}.',
+    "application/x-www-form-urlencoded": "send names and values, as in Email=you@your-company.com&window=today.",
+}
 
 STATUS_OF = {
     "unknown_recipe": 404,
@@ -114,6 +121,7 @@ def start_sync(app: App, request: Request) -> Response:
     given = _parameters(request, START_PARAMETERS)
     address = check_recipient(given.get("email"), app.settings.allowed_mail_domains)
     window = _window(recipe, given)
+    _refuse_future(window, app)
     preview, verify = _flag(given, "preview"), _flag(given, "verify")
     started = runs.start_run(app, recipe, window, started_by="http", mail_to=(address,), preview=preview, verify=verify)
     sentence = (
@@ -130,22 +138,25 @@ def start_sync(app: App, request: Request) -> Response:
 
 def list_runs(app: App, request: Request) -> Response:
     """List the newest runs; `recipe` and `limit` narrow it."""
-    limit = _number(request.query, "limit", 20)
-    return _json(200, {"runs": views.list_runs(app, request.query.get("recipe", ""), limit)})
+    given = _parameters(request, LIST_PARAMETERS)
+    return _json(200, {"runs": views.list_runs(app, given.get("recipe", ""), _number(given, "limit", 20))})
 
 
 def get_run(app: App, request: Request) -> Response:
     """Show one run."""
     run = app.find_run(request.route.get("run_id", ""))
     if run is None:
-        raise MappingError(f"There is no run {request.route.get('run_id', '')[:80]!r}.", code="unknown_run")
+        raise MappingError(
+            f"There is no run {request.route.get('run_id', '')[:80]!r}; GET /api/runs lists them.", code="unknown_run"
+        )
     return _json(200, views.run_view(app, run))
 
 
 def list_results(app: App, request: Request) -> Response:
     """List a run's results; `outcome` narrows them, `limit` and `skip` page through them."""
-    limit, skip = _number(request.query, "limit", views.MOST_RESULTS), _number(request.query, "skip", 0)
-    run_id, outcome = request.route.get("run_id", ""), request.query.get("outcome", "")
+    given = _parameters(request, RESULT_PARAMETERS)
+    limit, skip = _number(given, "limit", views.MOST_RESULTS), _number(given, "skip", 0)
+    run_id, outcome = request.route.get("run_id", ""), given.get("outcome", "")
     return _json(200, {"results": views.list_results(app, run_id, outcome, limit, skip)})
 
 
@@ -175,9 +186,10 @@ def health(app: App, request: Request) -> Response:  # noqa: ARG001  # the shape
 
 
 def _parameters(request: Request, known: Collection[str]) -> dict[str, str]:
-    """Return the parameters of a request that changes something, from query and body, by lower-case name.
+    """Return the parameters of a request, from query and body, by lower-case name.
 
-    Raises MappingError for an oversized or unreadable body, for names that mean nothing, and for one given twice.
+    Raises MappingError for an oversized or unreadable body, for names that mean nothing, for one given twice, and for one
+    without a value: a script whose variable is empty must not start what was not meant.
     """
     given: dict[str, str] = {}
     for name, value in [*request.query.items(), *_body_parameters(request)]:
@@ -189,6 +201,9 @@ def _parameters(request: Request, known: Collection[str]) -> dict[str, str]:
     if unknown:
         names = ", ".join(repr(name[:40]) for name in unknown[:MAX_NAMES])
         raise MappingError(f"{names} means nothing here; there are {', '.join(known)}.", code="bad_parameter")
+    empty = [name for name in known if name != "email" and not given.get(name, "x").strip()]
+    if empty:
+        raise MappingError(f"{empty[0]} has no value: give it one, or leave it out.", code="bad_parameter")
     return given
 
 
@@ -204,7 +219,7 @@ def _body_parameters(request: Request) -> list[tuple[str, str]]:
         if kind == "application/x-www-form-urlencoded":
             return parse_qsl(request.body.decode(), strict_parsing=True)
     except (ValueError, TypeError, RecursionError):
-        raise MappingError(f"The body is no {kind} that can be read.", code="bad_body") from None
+        raise MappingError(f"The body cannot be read as {kind}; {BODY_FORMS[kind]}", code="bad_body") from None
     raise MappingError(
         "Send parameters in the query, or a body of application/json or application/x-www-form-urlencoded.",
         code="wrong_content_type",
@@ -253,17 +268,26 @@ def _window(recipe: Recipe, given: Mapping[str, str]) -> Window:
     return window
 
 
+def _refuse_future(window: Window, app: App) -> None:
+    if window.kind is WindowKind.SPAN:
+        since, until = bounds(window, app.now(), app.settings.zone)
+        if since and until and since >= until:
+            raise MappingError(
+                f"The window {window} lies in the future: nothing has changed there yet.", code="bad_window"
+            )
+
+
 def _flag(given: Mapping[str, str], name: str) -> bool:
     value = given.get(name, "").lower()
     if value not in ("", "true", "false", "1", "0", "yes", "no"):
-        raise MappingError(f"{name} is true or false.", code="bad_parameter")
+        raise MappingError(f"{name} takes true or false.", code="bad_parameter")
     return value in ("true", "1", "yes")
 
 
 def _number(query: Mapping[str, str], name: str, default: int) -> int:
     text = query.get(name, "")
     if text and not (text.isascii() and text.isdigit() and len(text) < 9):
-        raise MappingError(f"{name} is a number.", code="bad_parameter")
+        raise MappingError(f"{name} takes a whole number.", code="bad_parameter")
     return int(text) if text else default
 
 

@@ -263,7 +263,9 @@ def test_a_bad_window_gets_the_allowed_forms(idle: World, params: dict[str, str]
     ("params", "says"),
     [
         pytest.param({"windows": "yesterday"}, "'windows' means nothing here", id="unknown"),
-        pytest.param({"preview": "maybe"}, "preview is true or false", id="flag"),
+        pytest.param({"preview": "maybe"}, "preview takes true or false", id="flag"),
+        pytest.param({"from": "2026-03-05", "window": "today"}, "window and from do not go together", id="two-windows"),
+        pytest.param({"from": "2100-01-01"}, "lies in the future", id="future"),
     ],
 )
 def test_a_parameter_that_means_nothing_is_refused(idle: World, params: dict[str, str], says: str) -> None:
@@ -272,6 +274,30 @@ def test_a_parameter_that_means_nothing_is_refused(idle: World, params: dict[str
 
     assert response.status_code == 400
     assert says in data_of(response)["message"]
+
+
+@pytest.mark.parametrize("name", ["window", "from", "to", "ids", "preview", "verify"])
+def test_a_parameter_without_a_value_starts_nothing(idle: World, name: str) -> None:
+    """`ids=` of a script whose variable is empty must not become a run over yesterday; the host hands no empty one on."""
+    address = f"http://localhost:7071/api/sync/{RECIPE}?Email={RECIPIENT}&{name}="
+    request = func.HttpRequest("GET", address, params={"Email": RECIPIENT}, route_params={"recipe": RECIPE}, body=b"")
+
+    response: func.HttpResponse = function_app.start_sync.build().get_user_function()(request)
+
+    assert response.status_code == 400
+    assert data_of(response)["message"] == f"{name} has no value: give it one, or leave it out."
+
+
+def test_a_repair_without_a_value_repairs_nothing(app: World) -> None:
+    """`retry?ids=` is not a retry of everything."""
+    run_id = app.start().run_id
+    address = f"http://localhost:7071/api/runs/{run_id}/retry?ids="
+    request = func.HttpRequest("POST", address, route_params={"run_id": run_id, "action": "retry"}, body=b"")
+
+    response: func.HttpResponse = function_app.change_run.build().get_user_function()(request)
+
+    assert response.status_code == 400
+    assert [row.run_id for row in app.runs()] == [run_id]
 
 
 @pytest.mark.parametrize(
@@ -344,6 +370,7 @@ def test_a_run_that_is_not_there_is_404(idle: World, run_id: str, trigger: str) 
     [
         pytest.param("list_results", {"outcome": "wrong"}, "bad_outcome", id="outcome"),
         pytest.param("list_results", {"limit": "many"}, "bad_parameter", id="limit"),
+        pytest.param("list_results", {"outcom": "failed"}, "bad_parameter", id="misspelt"),
         pytest.param("list_runs", {"limit": "-1"}, "bad_parameter", id="negative"),
         pytest.param("list_runs", {"limit": "٣"}, "bad_parameter", id="other-digits"),
         pytest.param("list_runs", {"recipe": "nothing"}, "unknown_recipe", id="recipe"),
