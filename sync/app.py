@@ -19,7 +19,7 @@ from shared.state.queues import Queues
 from shared.state.rows import RunRow, newest_first, recipe_of
 from shared.state.tables import Tables
 from sync.flow import Flow, Limits
-from sync.recipe import Recipe
+from sync.recipe import Recipe, RecordRef
 from sync.recipe_faults import RecipeError
 from sync.recipe_loader import load_recipes
 from sync.recipe_rules import Capability, ConnectionFacts, check_together
@@ -81,6 +81,7 @@ class App:
             two_way=any(
                 (other.source, other.target) == (recipe.target, recipe.source) for other in self.recipes.values()
             ),
+            shared=any(_keeps_in_step(other, recipe.target) for other in self.recipes.values()),
         )
 
     def environment(self, recipe: Recipe) -> str:
@@ -150,6 +151,14 @@ def _as_target(system: System) -> Target:
     if not hasattr(system, "write_rows"):
         raise ConfigError("A recipe writes to a system that is no target.")
     return system  # type: ignore[return-value]  # as above
+
+
+def _keeps_in_step(recipe: Recipe, target: RecordRef) -> bool:
+    """Tell whether a recipe writes records of this kind on the way, under one of its fields."""
+    finds = [rule.find for rule in recipe.block.fields.values() if rule.find]
+    return recipe.target.connection == target.connection and any(
+        find.record == target.record and find.write.may_change for find in finds
+    )
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"

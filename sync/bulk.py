@@ -13,7 +13,7 @@ from typing import TypeVar
 from shared import attempt
 from shared.errors import SyncError
 from shared.state import claims
-from shared.state.rows import LinkRow, PageRow, RunKind, RunRow, TargetRow
+from shared.state.rows import IdentityRow, LinkRow, PageRow, RunKind, RunRow, TargetRow
 from shared.state.storage import SideBySide
 from shared.state.tables import RowError
 from shared.state.transactions import MAX_ROWS
@@ -55,15 +55,16 @@ def pages_at_once(app: App, flow: Flow) -> int:
 
 def portions(flow: Flow, works: Sequence[Work]) -> Iterator[Sequence[Work]]:
     """Yield works in portions for as long as there is time; what does not come is to be sent on."""
-    for start in range(0, len(works), CHUNK):
+    size = max(CHUNK, flow.target.writes_together)
+    for start in range(0, len(works), size):
         if not _has_time(flow):
             return
-        yield works[start : start + CHUNK]
+        yield works[start : start + size]
 
 
 def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Claim, write and link a portion of records; each has its own outcome or error afterwards."""
-    writing.finish(flow, run, works, ShardBook(flow))
+    writing.finish(flow, run, works, ShardBook(flow) if len(works) > 1 else None)
 
 
 def _has_time(flow: Flow) -> bool:
@@ -76,7 +77,9 @@ class ShardBook(links.Book):
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow)
         self._taken: dict[str, claims.Taken[LinkRow]] = {}
+        self._taken_values: dict[tuple[str, str], claims.Taken[IdentityRow]] = {}
         self._targets: list[tuple[LinkRow, TargetRow]] = []
+        self._values: list[tuple[LinkRow, IdentityRow]] = []
         self._links: list[LinkRow] = []
 
     def claim_together(self, wanted: Sequence[links.Wanted]) -> None:
@@ -84,6 +87,24 @@ class ShardBook(links.Book):
         _map_shards(
             self._claim_shard, [(each, self._claimed(each)) for each in plain], lambda pair: pair[1].partition_key
         )
+        values = {
+            each.value.row_key: self._claimed_value(each, each.value)
+            for each in wanted
+            if each.key in self._taken and each.value is not None
+        }
+        _map_shards(self._claim_values, list(values.values()), lambda row: row.partition_key)
+
+    def _claimed_value(self, wanted: links.Wanted, value: IdentityRow) -> IdentityRow:
+        return value.model_copy(update={"claim": links.new_claim(self.flow, wanted.owner, creating=True)})
+
+    def _claim_values(self, rows: list[IdentityRow]) -> None:
+        try:
+            stored = self.flow.tables.transact([("insert", row) for row in rows])
+        except RowError:
+            return  # each is then claimed by itself
+        for row in stored:
+            if isinstance(row, IdentityRow) and row.claim is not None:
+                self._taken_values[row.row_key, row.claim.owner] = claims.Taken(row)
 
     def _claimed(self, wanted: links.Wanted) -> LinkRow:
         link = wanted.link or LinkRow(pair=self.flow.pair, side=self.flow.source_name, key=wanted.key)
@@ -100,6 +121,12 @@ class ShardBook(links.Book):
 
     def claim(self, wanted: links.Wanted) -> claims.Taken[LinkRow]:
         return self._taken.get(wanted.key) or super().claim(wanted)
+
+    def claim_value(self, blank: IdentityRow, owner: str) -> claims.Taken[IdentityRow]:
+        return self._taken_values.get((blank.row_key, owner)) or super().claim_value(blank, owner)
+
+    def store_value(self, link: LinkRow, row: IdentityRow) -> None:
+        self._values.append((link, row))
 
     def own_target(self, link: LinkRow, key: str) -> None:
         row = TargetRow(
@@ -120,6 +147,13 @@ class ShardBook(links.Book):
                 for link, row in pairs:
                     _note(errors, link, partial(links.own_target, self.flow, link, row.key))
 
+        def settle_values(pairs: list[tuple[LinkRow, IdentityRow]]) -> None:
+            try:
+                self.flow.tables.transact([("replace", row) for _, row in pairs])
+            except RowError:
+                for link, row in pairs:
+                    _note(errors, link, partial(links.store, self.flow, row))
+
         def settle(rows: list[LinkRow]) -> None:
             try:
                 self.flow.tables.transact([("replace", row) for row in rows])
@@ -128,6 +162,8 @@ class ShardBook(links.Book):
                     _note(errors, row, partial(links.store, self.flow, row))
 
         _map_shards(own, self._targets, lambda pair: pair[1].partition_key)
+        values = [(link, row) for link, row in self._values if link.row_key not in errors]
+        _map_shards(settle_values, values, lambda pair: pair[1].partition_key)
         kept = [row for row in self._links if row.row_key not in errors]  # no link to a target that is another's
         _map_shards(settle, kept, lambda row: row.partition_key)
         return errors

@@ -25,7 +25,7 @@ from shared.state.rows import (
     new_run_id,
 )
 from shared.state.tables import RowExistsError
-from sync import items, outcomes, runs, writing
+from sync import bulk, items, outcomes, runs
 from sync.app import App
 from sync.flow import Flow
 from sync.outcomes import store_results
@@ -68,7 +68,7 @@ def _work_together(app: App, name: str, events: Sequence[Taken[EventMessage]]) -
     with attempt.attempt(run_id=run.run_id, correlation_id=run.run_id):
         for batch in _one_each(works):  # the events of one record follow each other
             items.prepare(flow, run, batch, create_references=True)
-            writing.finish(flow, run, batch)
+            bulk.finish(flow, run, batch)
             _end(app, flow, run, batch, events)
 
 
@@ -150,7 +150,7 @@ def day_run(app: App, recipe: str, now: datetime) -> RunRow:
     if known is not None:
         return known
     declared = app.recipe(recipe)
-    runs.activate(app, declared)
+    runs.note_started(app, declared)
     run = RunRow(
         run_id=run_id,
         recipe=recipe,

@@ -33,6 +33,7 @@ class Flow:
     now: Callable[[], datetime]
     limits: Limits = dataclasses.field(default_factory=Limits)
     two_way: bool = False  # another recipe syncs the same pair in the other direction
+    shared: bool = False  # another recipe may have linked records of this pair before the first run
 
     @property
     def source_name(self) -> str:

@@ -134,7 +134,7 @@ def map_work(flow: Flow, work: Work) -> None:
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Find the links of a batch, unless nothing can be linked yet."""
     unlooked = [work for work in works if work.open and not work.linked]
-    if not run.first_run:
+    if not run.first_run or flow.shared:
         found = links.find_links(flow, [work.key for work in unlooked])
         for work in unlooked:
             work.link = found[work.key]

@@ -63,6 +63,7 @@ class Wanted:
     link: LinkRow | None  # as it was read
     owner: str
     creating: bool
+    value: IdentityRow | None = None  # the first match rule's value, where it is to be created with it
 
 
 class Book:
@@ -77,6 +78,14 @@ class Book:
     def claim(self, wanted: Wanted) -> claims.Taken[LinkRow]:
         """Claim a record's link. Raises RateLimitedError `claim_held` while another message holds it."""
         return claim_link(self.flow, wanted.key, wanted.link, wanted.owner, creating=wanted.creating)
+
+    def claim_value(self, blank: IdentityRow, owner: str) -> claims.Taken[IdentityRow]:
+        """Claim a match value. Raises RateLimitedError `claim_held` while another message holds it."""
+        return claim_identity(self.flow, blank, owner)
+
+    def store_value(self, link: LinkRow, row: IdentityRow) -> None:  # noqa: ARG002  # whose value it is: others put it off
+        """Store a match value that we have claimed, before its link. Raises RateLimitedError `claim_lost`."""
+        store(self.flow, row)
 
     def own_target(self, link: LinkRow, key: str) -> None:
         """Make a created record ours. Raises RejectedError `target_taken`."""

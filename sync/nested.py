@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from shared.clients.system import Row
 from shared.errors import MappingError, SyncError
 from shared.state.rows import ItemModel, RunRow
-from sync import links, writing
+from sync import bulk, links
 from sync.flow import Flow
 from sync.items import prepare
 from sync.mapping import FieldWarning
@@ -27,12 +27,11 @@ def sync_found(flow: Flow, run: RunRow, find: Find, asks: Sequence[tuple[Work, A
             under = _flow_under(flow, find, ask)
             row = _part_of(work.source, ask, key, under)
             inner[key] = (under, Work(ItemModel(key=key), row=row, owner=ask.owner))
-    for under in {id(each): each for each, _ in inner.values()}.values():
+    for under in {each.source_name: each for each, _ in inner.values()}.values():
         works = [work for each, work in inner.values() if each.source_name == under.source_name]
-        waiting = [work for work in works if work.open]
-        prepare(under, run, waiting, create_references=True)
+        prepare(under, run, works, create_references=True)
         if not run.preview:
-            writing.finish(under, run, waiting)
+            bulk.finish(under, run, works)
     return [_answer(*inner[str(ask.inputs.key)], ask) for _, ask in asks]
 
 
@@ -43,7 +42,7 @@ def _flow_under(flow: Flow, find: Find, ask: Ask) -> Flow:
     source = RecordRef(connection=flow.recipe.source.connection, record=kinds[0])
     target = RecordRef(connection=flow.recipe.target.connection, record=find.record)
     changes = {"source": source, "target": target, "block": find, "gone": Gone()}
-    return dataclasses.replace(flow, recipe=flow.recipe.model_copy(update=changes), two_way=False)
+    return dataclasses.replace(flow, recipe=flow.recipe.model_copy(update=changes), two_way=False, shared=True)
 
 
 def _part_of(row: Row, ask: Ask, key: str, under: Flow) -> Row:

@@ -166,6 +166,13 @@ def activate(app: App, recipe: Recipe) -> CursorRow:
         raise
 
 
+def note_started(app: App, recipe: Recipe) -> None:
+    """Note that a recipe has begun to link records, so that its next run looks links up."""
+    cursor = activate(app, recipe)
+    if not cursor.started:
+        app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, _mark_started)
+
+
 def _mark_started(row: CursorRow | None) -> CursorRow | None:
     return row.model_copy(update={"started": True}) if row else None
 

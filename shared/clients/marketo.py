@@ -47,6 +47,8 @@ class Marketo:
     of its own, which an explicit field would override.
     """
 
+    writes_together = MOST_RECORDS
+
     def __init__(
         self,
         http: HttpConnection,

@@ -171,6 +171,8 @@ class Source(System, Protocol):
 class Target(System, Protocol):
     """A system that records are written to."""
 
+    writes_together: int  # records that one call can write
+
     def write_rows(self, record: str, writes: Sequence[Write]) -> list[Written | SyncError]:
         """Write records; one answer each, in the same order. Never repeats a create or an append by itself."""
 
