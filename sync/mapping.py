@@ -13,7 +13,7 @@ from shared.errors import MappingError
 from sync.converters import apply_converters
 from sync.fitting import WRONG_KIND, fit_type
 from sync.placeholders import MARKER_PATH, Template, text_of
-from sync.reasons import REASONS
+from sync.reasons import known_reason
 from sync.recipe import RECORD_ITSELF, Block, FieldRule, Find, MatchRule, WriteMode, join_path
 
 NO_TYPES: Mapping[str, RecordType] = MappingProxyType({})
@@ -307,7 +307,7 @@ def _falls_back(rule: FieldRule, code: str) -> bool:
 def _required_error(rule: FieldRule, code: str, what: str) -> MappingError:
     """Build the error of a record that lacks what it must have: in the reason's own words where it has some."""
     detail = f"{rule.name}: {_source_words(rule)} {what}."
-    known = REASONS.get(code)
+    known = known_reason(code)
     return MappingError(f"{known.says[:-1]} ({detail[:-1]})." if known else detail, code=code)
 
 

@@ -49,7 +49,7 @@ REASONS: dict[str, Reason] = {
     ),
     "target_missing": Reason(
         "The linked target record is gone, or the integration user may not read it.",
-        "Choose on the record's page to recreate or to unlink it; neither happens by itself.",
+        "Call `recreate` or `unlink` for the run (docs/operating.md); neither happens by itself.",
     ),
     "target_not_found": Reason("No target record matches, and this recipe only updates.", ""),
     "target_taken": Reason(
@@ -61,7 +61,10 @@ REASONS: dict[str, Reason] = {
     # skipped
     "not_in_scope": Reason("The record does not meet the recipe's condition.", ""),
     "left_scope": Reason("The record no longer meets the recipe's condition; it is left as it is.", ""),
-    "source_missing": Reason("The source record is gone, or the integration user may not read it.", ""),
+    "source_missing": Reason(
+        "There is no such source record, or the integration user may not read it.",
+        "Nothing if it was deleted; an id that was given by hand may be wrong.",
+    ),
     "stale": Reason("A newer version of the record was already written.", ""),
     # warnings
     "field_not_written": Reason(
@@ -144,13 +147,18 @@ PATTERNS: tuple[tuple[str, Reason], ...] = (
 
 def explain(code: str) -> Reason:
     """Return what a code says and what to do; a code that is nobody's is read as its words."""
+    return known_reason(code) or Reason(f"{title_of(code)}.", "")
+
+
+def known_reason(code: str) -> Reason | None:
+    """Return what a code says, if it has sentences of its own or is formed as one that has."""
     if reason := REASONS.get(code):
         return reason
     for pattern, reason in PATTERNS:
         if match := re.fullmatch(pattern, code):
             words = {name: words_of(part) for name, part in match.groupdict().items()}
             return Reason(reason.says.format(**words), reason.do.format(**words))
-    return Reason(f"{title_of(code)}.", "")
+    return None
 
 
 def title_of(code: str) -> str:

@@ -133,12 +133,12 @@ def test_a_constant_needs_no_source():
 
 
 def test_required_fails_the_record_with_its_reason():
-    """An empty source fails with the recipe's word; the sentence names the field and its path."""
+    """An empty source fails with the recipe's word; the sentence says it plainly and names the field and its path."""
     with pytest.raises(MappingError) as caught:
         field_of("{from: [x, y], required: contact_without_email}", x=None, y=None)
 
     assert caught.value.code == "contact_without_email"
-    assert caught.value.message == "a: x or y is empty or cannot be used."
+    assert caught.value.message == "The contact has no email (a: x or y is empty or cannot be used)."
 
 
 def test_required_alone_has_a_reason_of_its_own():
