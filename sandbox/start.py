@@ -27,13 +27,14 @@ from typing import Any, Self
 import certifi
 import requests
 
-from sandbox import dynamics365_records, servicenow_records
+from sandbox import dynamics365_records, marketo_records, servicenow_records
 from sandbox.azurite import Azurite, AzuriteError
 from sandbox.certificates import make_certificates
 from sandbox.dynamics365 import Dynamics365, EntraLogin
 from sandbox.host import Host, HostError
 from sandbox.host_config import HostConfigError, read_settings
 from sandbox.mailbox import Mailbox
+from sandbox.marketo import Marketo
 from sandbox.processes import free_ports, port_answers, port_is_free, tied
 from sandbox.servicenow import ServiceNow
 from sandbox.simulator import Simulator, drop_connections, serve
@@ -42,11 +43,18 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".sandbox"
 EXAMPLE = ROOT / "local.settings.example.json"
 LOCAL = ROOT / "local.settings.json"
-OURS = ("CONNECTIONS__DYNAMICS365__", "CONNECTIONS__SERVICENOW__", "MAIL__")  # never taken from a developer's settings
+OURS = (
+    "CONNECTIONS__DYNAMICS365__",
+    "CONNECTIONS__SERVICENOW__",
+    "CONNECTIONS__MARKETO__",
+    "MAIL__",
+)  # never taken from a developer's settings
 BASE_PORT = 7100
-LOWEST_BASE_PORT, HIGHEST_BASE_PORT = 1100, 65530  # the ports beside it are neither reserved nor beyond the last one
+LOWEST_BASE_PORT, HIGHEST_BASE_PORT = 1100, 65529  # the ports beside it are neither reserved nor beyond the last one
 RECORDS = 300
 WORKERS = 2
+DYNAMICS = "CONNECTIONS__DYNAMICS365__"
+WEBHOOKS = {"contact": "contact_to_lead", "account": "account_to_company"}  # table -> recipe
 UNKNOWN_TEAM = dynamics365_records.TEAMS[-1]  # owns cases, and ServiceNow has no such group
 CORE_TOOLS_WAIT_S = 120.0
 LOOK_S = 0.2
@@ -70,13 +78,14 @@ class Ports:
     servicenow: int
     smtp: int
     mail_page: int
+    marketo: int
 
     @classmethod
     def of(cls, base: int) -> Self:
-        """Return the ports that follow from a base: 7100 gives 7101 to 7105 and 7071 for the host; 0 gives free ones."""
+        """Return the ports that follow from a base: 7100 gives 7101 to 7106 and 7071 for the host; 0 gives free ones."""
         if base == 0:
-            return cls(free_ports(1)[0], 0, 0, 0, 0, 0)
-        return cls(base - 29, base + 1, base + 2, base + 3, base + 4, base + 5)
+            return cls(free_ports(1)[0], 0, 0, 0, 0, 0, 0)
+        return cls(base - 29, base + 1, base + 2, base + 3, base + 4, base + 5, base + 6)
 
     def check(self) -> None:
         """Raise SandboxError for the first port that another program has."""
@@ -93,14 +102,17 @@ class Sandbox:
     dynamics: Dynamics365
     login: EntraLogin
     servicenow: ServiceNow
+    marketo: Marketo
     mailbox: Mailbox
     azurite: Azurite
     host: "Host | CoreTools | None"  # None: started without an app
     relations: Mapping[str, list[str]]  # which case was seeded how in ServiceNow, by kind
+    known: Mapping[str, list[str]]  # which contacts and accounts Marketo knew before, by kind
     env: dict[str, str]  # the app's settings
     app_url: str = ""
     dynamics_url: str = ""
     servicenow_url: str = ""
+    marketo_url: str = ""
     mail_url: str = ""
 
     @property
@@ -155,22 +167,25 @@ async def running(
         dynamics = Dynamics365()
         login = EntraLogin(dynamics.tokens)
         servicenow = ServiceNow()
+        marketo = Marketo()
         mailbox = Mailbox(smtp_port=ports.smtp)
         relations = fill(dynamics, servicenow, records, seed, incidents)
+        known = marketo_records.seed(marketo, dynamics)
         context, bundle = make_certificates(folder)
         plain: list[tuple[Simulator, int]] = [
             (dynamics, ports.dynamics),
             (servicenow, ports.servicenow),
+            (marketo, ports.marketo),
             (mailbox, ports.mail_page),
         ]
-        sandbox = Sandbox(dynamics, login, servicenow, mailbox, azurite, None, relations, {})
+        sandbox = Sandbox(dynamics, login, servicenow, marketo, mailbox, azurite, None, relations, known, {})
         try:
             listening = await stack.enter_async_context(serve(plain))
             (login_port,) = await stack.enter_async_context(serve([(login, ports.login)], context))
         except OSError as exc:
             raise SandboxError(f"A port was taken while the sandbox started ({exc.strerror}): start it again.") from exc
         urls = [f"http://localhost:{port}" for port in (*listening, ports.host)]
-        sandbox.dynamics_url, sandbox.servicenow_url, sandbox.mail_url, sandbox.app_url = urls
+        sandbox.dynamics_url, sandbox.servicenow_url, sandbox.marketo_url, sandbox.mail_url, sandbox.app_url = urls
         with _as_sandbox_error():
             sandbox.env = _build_env(sandbox, login_port, _merge(bundle), local_settings) | dict(env or {})
         if app:
@@ -178,6 +193,7 @@ async def running(
             with _as_sandbox_error():
                 await _on(keeper, sandbox.host.start)
             stack.push_async_callback(_on, keeper, sandbox.host.stop)
+            register_webhooks(sandbox)
         yield sandbox
 
 
@@ -224,6 +240,13 @@ def fill(
     return servicenow_records.seed(servicenow, known, incidents)
 
 
+def register_webhooks(sandbox: Sandbox) -> None:
+    """Have Dynamics 365 call the app for every change of a contact or an account from now on."""
+    key = sandbox.env[f"{DYNAMICS}WEBHOOK_KEY"].partition(",")[0]
+    for entity, recipe in WEBHOOKS.items():
+        sandbox.dynamics.register_hook(f"{sandbox.app_url}/api/webhooks/{recipe}", entity, value=key)
+
+
 # -- settings of the app ----------------------------------------------------------------------------------------------
 
 
@@ -246,6 +269,8 @@ def _build_env(sandbox: Sandbox, login_port: int, bundle: Path, local_settings: 
         "CONNECTIONS__DYNAMICS365__URL": sandbox.dynamics_url,
         "CONNECTIONS__DYNAMICS365__AUTHORITY": f"https://localhost:{login_port}",
         "CONNECTIONS__SERVICENOW__URL": sandbox.servicenow_url,
+        "CONNECTIONS__MARKETO__URL": sandbox.marketo_url,
+        "CONNECTIONS__MARKETO__WEB_URL": sandbox.marketo_url,
     }
 
 
@@ -405,7 +430,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--base-port",
         type=_base_port,
         default=BASE_PORT,
-        help="7100 listens on 7101 to 7105 and 7071; 7200 on 7201 to 7205 and 7171; 0 takes free ports",
+        help="7100 listens on 7101 to 7106 and 7071; 7200 on 7201 to 7206 and 7171; 0 takes free ports",
     )
 
 
@@ -436,7 +461,7 @@ def stop_on_signals() -> None:
 
 async def _serve_until_stopped(options: argparse.Namespace) -> int:
     stop_on_signals()
-    print("Starting storage, Dynamics 365, ServiceNow, mail and the app …", flush=True)
+    print("Starting storage, Dynamics 365, ServiceNow, Marketo, mail and the app …", flush=True)
     FOLDER.mkdir(exist_ok=True)
     with (FOLDER / "host.log").open("w", buffering=1) as log:
 
@@ -482,8 +507,9 @@ def _what_to_click(sandbox: Sandbox) -> str:
     return f"""
 Concord runs on this machine ({host}). Ctrl-C ends it all; nothing is kept.
 
-  Dynamics 365   {sandbox.dynamics_url}/    cases: open one, change it, sync today's changes
+  Dynamics 365   {sandbox.dynamics_url}/    cases: open one, change it, sync today's changes; edit a contact, watch its lead change
   ServiceNow     {sandbox.servicenow_url}/    incidents: search a case's number, play the agent
+  Marketo        {sandbox.marketo_url}/?watch=1    leads and companies, as soon as a contact or an account was saved
   Mailbox        {sandbox.mail_url}/    the summaries
 
   Start a sync   {sandbox.sync_url("ada@example.com")}

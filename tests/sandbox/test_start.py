@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
+import sandbox.marketo_records
 import sandbox.start
 from sandbox.processes import LOOPBACK, free_ports, port_answers
 from sandbox.start import ROOT, CoreTools, Ports, SandboxError, main, running_in_thread
@@ -124,11 +125,13 @@ def test_seed_decides_the_records() -> None:
 
 def test_ports_follow_from_the_base() -> None:
     """One number moves all; the usual one gives the addresses of the docs."""
-    assert Ports.of(7100) == Ports(host=7071, dynamics=7101, login=7102, servicenow=7103, smtp=7104, mail_page=7105)
+    assert Ports.of(7100) == Ports(
+        host=7071, dynamics=7101, login=7102, servicenow=7103, smtp=7104, mail_page=7105, marketo=7106
+    )
     assert Ports.of(7200).host == 7171
 
 
-@pytest.mark.parametrize("name", ["host", "dynamics", "login", "servicenow", "smtp", "mail_page"])
+@pytest.mark.parametrize("name", ["host", "dynamics", "login", "servicenow", "smtp", "mail_page", "marketo"])
 def test_taken_port_is_one_clear_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A port that another program has is named before anything starts, with the way out."""
     with socket.create_server((LOOPBACK, 0)) as taken:
@@ -295,3 +298,31 @@ def test_func_on_the_path_is_used(func: str, monkeypatch: pytest.MonkeyPatch) ->
     with running_in_thread(records=1, incidents=0, core_tools=True, env={"SAMPLE": "x"}) as started:
         assert isinstance(started.host, CoreTools)
         assert requests.get(started.app_url, timeout=10).ok
+
+
+# -- contacts and Marketo -----------------------------------------------------------------------------------------------
+
+
+def test_saved_contact_reaches_marketo() -> None:
+    """A contact that a person edits on the Dynamics page is a changed lead a moment later, with nothing to set up."""
+    with running_in_thread(records=1, incidents=0) as started:
+        contact = next(row for row in started.dynamics.rows("contact") if row["contactid"] in started.known["lead"])
+        form = {"jobtitle": "Head of buying", "emailaddress1": contact["emailaddress1"]}
+        page = f"{started.dynamics_url}/_sandbox/form/contact/{contact['contactid']}"
+
+        requests.post(page, data=form, timeout=10).raise_for_status()
+        wait_until(lambda: started.marketo.rows("leads", title="Head of buying"), 30)
+
+        [lead] = started.marketo.rows("leads", title="Head of buying")
+        assert lead["email"] == contact["emailaddress1"].lower()
+        assert started.marketo.rows("companies", externalCompanyId=contact["_parentcustomerid_value"])
+
+
+def test_marketo_was_not_empty() -> None:
+    """It holds leads and companies of before, strangers, and addresses that two leads have."""
+    with running_in_thread(records=1, incidents=0, app=False) as started:
+        emails = [str(lead["email"]).lower() for lead in started.marketo.rows("leads")]
+
+        assert all(len(ids) > 1 for ids in started.known.values())
+        assert len(emails) > len(set(emails)) > sandbox.marketo_records.STRANGERS
+        assert len(started.marketo.rows("companies")) == len(started.known["company"])

@@ -323,7 +323,7 @@ def test_settings_example_is_complete_and_explained():
     settings = load_settings(values)
 
     page = settings_table()
-    assert set(settings.connections) == {"dynamics365", "servicenow"}
+    assert set(settings.connections) == {"dynamics365", "marketo", "servicenow"}
     for name in values:
         parts = name.split("__")
         shown = f"CONNECTIONS__<NAME>__{parts[-1]}" if parts[0] == "CONNECTIONS" else name
