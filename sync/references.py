@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from shared.clients.system import Key, Row, Scalar, Value, Write
-from shared.errors import EXISTS_ALREADY, AmbiguousWriteError, MappingError, SyncError
+from shared.errors import EXISTS_ALREADY, AmbiguousWriteError, ConfigError, MappingError, StateError, SyncError
 from shared.state.rows import IdentityRow, LinkRow, TargetRow
 from sync import links
 from sync.decide import asked_values, search_key
@@ -162,6 +162,8 @@ def _make(flow: Flow, find: Find, ask: Ask, *, create: bool) -> Reference | Sync
         return Reference(missing=blank.digest)
     try:
         return _create(flow, find, ask, rule, key, blank)
+    except (StateError, ConfigError):
+        raise  # storage is at fault, not the record: the message comes back
     except SyncError as exc:
         return exc
 

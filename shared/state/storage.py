@@ -145,7 +145,8 @@ def is_unsure(exc: AzureError) -> bool:
     """Tell whether a write may have taken effect although its answer says nothing of the kind, or never came."""
     if isinstance(exc, ServiceRequestError | ServiceResponseError | DecodeError):
         return True
-    return isinstance(exc, HttpResponseError) and (status_of(exc) in (0, 408, 429) or status_of(exc) >= 500)
+    status = status_of(exc)  # below 400: something between us and storage answered in its place
+    return isinstance(exc, HttpResponseError) and (status < 400 or status in (408, 429) or status >= 500)
 
 
 def state_error(exc: AzureError, doing: str) -> SyncError:

@@ -263,7 +263,7 @@ def test_two_writers_of_the_same_content_do_not_both_win(tables, others, edge):
         tables.replace(counted)
 
 
-@pytest.mark.parametrize("fault", ["lose", "500", "503"])
+@pytest.mark.parametrize("fault", ["lose", "500", "503", "200"])  # 200: a web page in the place of the answer
 def test_insert_whose_answer_was_lost_is_not_taken_for_somebody_elses(tables, edge, fault):
     """The SDK or we repeat it, storage says 409, and the row that stands there is ours."""
     tables.create_all([CursorRow])
@@ -275,7 +275,7 @@ def test_insert_whose_answer_was_lost_is_not_taken_for_somebody_elses(tables, ed
     assert not edge.faults
 
 
-@pytest.mark.parametrize("fault", ["lose", "500", "refuse"])
+@pytest.mark.parametrize("fault", ["lose", "500", "refuse", "200"])
 def test_replace_whose_answer_was_lost_is_believed_after_a_look(tables, edge, fault):
     """The repeat meets 412; the mark of the stored row says that it was us."""
     row = tables.insert(cursor())
