@@ -44,11 +44,14 @@ from sandbox.host import Host
 from sandbox.mailbox import Mailbox
 from sandbox.processes import stop_process
 from sandbox.simulator import serve_in_thread
+from shared.connections import Dynamics365Connection
 
+LANES = {"single": "page_size", "bulk": "bulk_page_size"}
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "completed_with_failures")
 LEAST_STUB = 3_000  # requests/s; below that the stub, not the product, is measured
+PAGE_SIZES = {lane: Dynamics365Connection.model_fields[name].default for lane, name in LANES.items()}
 CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 ACCESS = re.compile(r'"(\w+) /\w+/([\w$-]+)?(/messages|\()?')
 Json = dict[str, Any]
@@ -174,6 +177,7 @@ class Bench:
             "CONNECTIONS__DYNAMICS365__URL": stub.url,
             "CONNECTIONS__SERVICENOW__URL": stub.url,
             "CONNECTIONS__DYNAMICS365__PAGE_SIZE": str(setup.page_size),
+            "CONNECTIONS__DYNAMICS365__BULK_PAGE_SIZE": str(setup.page_size),
             "CONNECTIONS__SERVICENOW__CONCURRENCY": str(setup.cap),
             "BULK_ABOVE": "0" if setup.lane == "bulk" else "100000000",
         }
@@ -372,7 +376,7 @@ def main() -> int:
     add("--mode", default="new", help="new, changed, unchanged")
     add("--lane", default="single", help="single, bulk")
     add("--cap", default="52", help="calls to ServiceNow at the same time")
-    add("--page-size", default="100", help="cases per page")
+    add("--page-size", default="0", help="cases per page; 0: the lane's default")
     add("--repeat", type=int, default=1, help="runs of each row, of which the median is shown")
     add("--profile", type=Path, help="folder that gets a profile of every worker thread")
     add("--no-file", action="store_true", help="print only")
@@ -390,6 +394,8 @@ def main() -> int:
     with _bench() as bench:
         for combination in itertools.product(*lists):
             setup = Setup(*combination)
+            if not setup.page_size:
+                setup = dataclasses.replace(setup, page_size=PAGE_SIZES[setup.lane])
             print(f"{setup}", file=sys.stderr, flush=True)
             rows.append(median_of([bench.measure(setup, options.profile) for _ in range(options.repeat)]))
     facts = machine()

@@ -131,6 +131,7 @@ def _build_dynamics365(name: str, connection: Dynamics365Connection, permits: Pe
         http,
         organization_url=connection.url,
         page_size=connection.page_size,
+        bulk_page_size=connection.bulk_page_size,
         webhook_keys=connection.webhook_keys,
         organization=connection.organization,
         webhook_header=connection.webhook_header,
@@ -143,6 +144,7 @@ def _build_servicenow(name: str, connection: ServiceNowConnection, permits: Perm
     return ServiceNow(
         http,
         page_size=connection.page_size,
+        bulk_page_size=connection.bulk_page_size,
         transaction_s=connection.transaction_s,
         parallel=connection.concurrency,
     )

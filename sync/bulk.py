@@ -4,7 +4,6 @@ Claims, targets and links of one shard go in one transaction; where it is refuse
 so that a record with its own trouble never touches its neighbours. What fails is sent again alone, by the caller.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,8 +22,6 @@ from sync.flow import Flow
 from sync.work import Work
 
 CHUNK = 100  # records that are claimed before the first of them is written
-LEAST_PAGES, MOST_PAGES = 2, 8  # of a run, in hand together
-LOOK_S = 0.1
 _SIDE_BY_SIDE = SideBySide()
 
 A = TypeVar("A")
@@ -35,22 +32,6 @@ def is_bulk(app: App, run: RunRow, page: PageRow) -> bool:
     if run.kind in (RunKind.IDS, RunKind.EVENTS):
         return False
     return run.kind is RunKind.BACKFILL or (page.page + 1) * len(page.keys) > app.settings.bulk_above
-
-
-def await_turn(app: App, flow: Flow, page: PageRow) -> None:
-    """Wait, before the next page is sent, until few enough earlier pages of the run are still being worked."""
-    before = page.page + 1 - pages_at_once(app, flow)
-    while before >= 0 and _has_time(flow):
-        earlier = app.tables.get(PageRow, page.run_id, f"{before:06d}")
-        if earlier is None or earlier.fanned_out:
-            return
-        time.sleep(LOOK_S)
-
-
-def pages_at_once(app: App, flow: Flow) -> int:
-    """Return how many pages of a run are in hand together: enough to use the target's permits, and little more."""
-    permits = app.settings.connection(flow.recipe.target.connection).concurrency
-    return max(LEAST_PAGES, min(MOST_PAGES, permits // 8))
 
 
 def portions(flow: Flow, works: Sequence[Work]) -> Iterator[Sequence[Work]]:

@@ -33,7 +33,7 @@ from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
-from sync.portions import by_shard, work_portions
+from sync.portions import Relay, by_shard, send_next, work_portions
 from sync.recipe import GoneAction
 from sync.verify import verify
 from sync.work import Work
@@ -136,22 +136,20 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
             page, rows = exc.stored, None  # another copy of this message was faster: its manifest counts
     if page.fanned_out:
         return
-    in_bulk = bulk.is_bulk(app, run, page)
-    if in_bulk and not page.last:
-        bulk.await_turn(app, flow, page)
+    relay = Relay(app, flow, page) if bulk.is_bulk(app, run, page) else None
     if page.last:
         app.change_run(run.run_id, last_page=page.page)
+    elif relay is not None:
+        relay.send_in_turn()
     else:
-        app.queues.send(
-            PageMessage(run_id=run.run_id, page=page.page + 1, link=page.next_link, first_sent_at=app.now())
-        )
+        send_next(app, page)
     known = {row.key: row for row in rows or ()}
     keys = page.keys if rows is not None else _keys_without_result(app, page)
-    models = [ItemModel(key=key, row=RowModel.of(known[key]) if key in known else None) for key in keys]
+    works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
     only = page.last and page.page == 0
-    held, digests = _fan_out(
-        app, flow, run, page.page, models, owner, may_create=run.released, only=only, bulky=in_bulk
-    )
+    held, digests = _fan_out(app, flow, run, page.page, works, owner, may_create=run.released, only=only, relay=relay)
+    if relay is not None:
+        relay.send()
     _mark_fanned_out(app, page, held, digests)
 
 
@@ -171,15 +169,16 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
     when = flow.recipe.block.when if flow.recipe.gone.action is GoneAction.IGNORE else {}
     changed = Changed(run.since, run.until, when)
     record, paths = flow.recipe.source.record, flow.recipe.read_paths()
+    in_bulk = run.kind is RunKind.BACKFILL or app.settings.bulk_above == 0  # the same for all pages of a run
     try:
-        listed = flow.source.fetch_page(record, paths, changed, message.link or None)
+        listed = flow.source.fetch_page(record, paths, changed, message.link or None, in_bulk=in_bulk)
     except RejectedError as exc:
         before = app.tables.get(PageRow, run.run_id, f"{number - 1:06d}") if number else None
         if exc.code != "page_expired" or before is None or before.reached_at is None:
             raise
         LOG.info("page link expired; listing goes on from the last record's change time")
         changed = Changed(before.reached_at, run.until, when)
-        listed = flow.source.fetch_page(record, paths, changed, None)
+        listed = flow.source.fetch_page(record, paths, changed, None, in_bulk=in_bulk)
     takes_along = listed.next is None and bool(runs.open_keys(app, run))
     listed_before = _shared_keys(app, run, number, listed.rows)
     page = PageRow(
@@ -214,19 +213,18 @@ def _fan_out(
     flow: Flow,
     run: RunRow,
     page: int,
-    models: Sequence[ItemModel],
+    works: Sequence[Work],
     owner: str,
     *,
     may_create: bool,
     only: bool,
-    bulky: bool,
+    relay: "Relay | None",
 ) -> tuple[list[str], list[str]]:
-    """Prepare a page's records together, store what that settled, send the others, or work them here (`bulky`).
+    """Prepare a page's records together, store what that settled, send the others, or work them here (with a relay).
 
     Returns the keys that a guard holds and the digests of the users they would create. With `only` the page is all
     there is, so that the guard can be asked at once.
     """
-    works = items.works_of(models, page=page, owner=owner)
     if run.verify:
         verify(flow, run, works)
     else:
@@ -246,13 +244,15 @@ def _fan_out(
         else:
             sending.append(work)
     outcomes.store_results(flow, results)
-    if bulky:
-        sending = _work_here(app, flow, run, page, sending, owner)
+    if relay is not None:
+        sending = _work_here(app, flow, run, page, sending, owner, relay)
     app.queues.send_many([_message_for(app, flow, run, page, work) for work in sending])
     return [work.key for work in held], digests
 
 
-def _work_here(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Work], owner: str) -> list[Work]:
+def _work_here(
+    app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Work], owner: str, relay: "Relay"
+) -> list[Work]:
     """Work a page's prepared records in portions; return those that are left for messages of their own.
 
     The owner of a record's claims is this message and the record: it stays the same when the record goes on alone.
@@ -264,6 +264,7 @@ def _work_here(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Wor
     def work(portion: Sequence[Work]) -> None:
         for each in portion:
             each.owner, each.first_sent_at = f"{owner}:{each.key}", message.first_sent_at
+        relay.send_in_turn()
         bulk.finish(flow, run, portion)
         _close(app, flow, run, message, portion)
 
@@ -297,9 +298,9 @@ def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner
     page = app.tables.get(PageRow, run.run_id, f"{message.page:06d}")
     if page is None or not page.held_keys:
         return
-    models = [ItemModel(key=key) for key in page.held_keys]
-    in_bulk = bulk.is_bulk(app, run, page)
-    _fan_out(app, flow, run, page.page, models, owner, may_create=True, only=False, bulky=in_bulk)
+    works = items.works_of([ItemModel(key=key) for key in page.held_keys], page=page.page, owner=owner)
+    relay = Relay(app, flow, page, sent=True) if bulk.is_bulk(app, run, page) else None
+    _fan_out(app, flow, run, page.page, works, owner, may_create=True, only=False, relay=relay)
     try:
         app.tables.replace(page.model_copy(update={"held_keys": []}))  # until then the watchdog releases it again
     except RowChangedError:
@@ -340,7 +341,7 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
             outage = later if later.outage_of else outage
             alone = ItemsMessage(
                 **message.model_dump(exclude={"items"}),
-                items=[ItemModel(key=work.key)] if later.counted else [work.item],
+                items=[ItemModel(key=work.key) if later.counted else _waiting_item(work)],
             )
             app.queues.send(fit(_again(app, alone, work.owner, later)), delay_s=later.delay_s)
         elif work.outcome is not None:
@@ -348,6 +349,13 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
     if outage is not None:
         _note_outage(app, run.run_id, outage)
     outcomes.store_results(flow, results)
+
+
+def _waiting_item(work: Work) -> ItemModel:
+    """Return the item of a record that only waits: with its row, so that it is not read again."""
+    if work.item.row is not None or work.row is None:
+        return work.item
+    return work.item.model_copy(update={"row": RowModel.of(work.row)})
 
 
 def _create_or_hold(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Work]) -> None:

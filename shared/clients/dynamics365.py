@@ -81,6 +81,7 @@ class Dynamics365:
         *,
         organization_url: str,
         page_size: int = 100,
+        bulk_page_size: int = 250,
         web_url: str | None = None,
         webhook_keys: tuple[str, ...] = (),
         organization: str = "",
@@ -91,6 +92,7 @@ class Dynamics365:
         self._webhooks = WebhookRules(http.connection, webhook_keys, organization, webhook_header, webhook_parameter)
         self._web_url = (web_url or organization_url).rstrip("/")
         self._page_size = max(1, min(page_size, MAX_PAGE_SIZE))
+        self._bulk_page_size = max(1, min(bulk_page_size, MAX_PAGE_SIZE))
         self._tables: dict[str, Table] = {}
         self._record_types: dict[str, RecordType] = {}
         self._lock = threading.RLock()  # held while a table is described, so that threads do not all ask
@@ -133,26 +135,28 @@ class Dynamics365:
             raise TransientError("Dynamics 365 answered without a Date header. It is tried again later.")
         return date
 
-    def fetch_page(self, record: str, paths: Paths, changed: Changed, page: str | None) -> Page:
-        table = self._table(record)
+    def fetch_page(
+        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False
+    ) -> Page:
+        table, size = self._table(record), self._bulk_page_size if in_bulk else self._page_size
         places = {path: self._place(table, path) for path in {*paths, *changed.when}}
         if page is None:
             text = join_filters([build_window(changed), build_condition(places, changed.when)])
             options = self._select(table, {path: places[path] for path in paths})
             options |= {"$filter": text} if text else {}
             options |= {"$orderby": f"modifiedon asc,{table.key} asc", "$count": "true"}
-            answer = self._get(ROOT + table.set_name, action=f"list {record}", query=options, rows=self._page_size)
+            answer = self._get(ROOT + table.set_name, action=f"list {record}", query=options, rows=size)
         else:
-            answer = self._follow_link(page, record)
+            answer = self._follow_link(page, record, size)
         rows = tuple(self._build_row(table, {path: places[path] for path in paths}, one) for one in _read_list(answer))
         count = answer.data.get("@odata.count", -1) if page is None else -1
         return Page(
             rows, next=self._next_link(answer), total=count if 0 <= count < MAX_PAGE_SIZE else None
         )  # a count ends at the largest page
 
-    def _follow_link(self, link: str, record: str) -> Answer:
+    def _follow_link(self, link: str, record: str, size: int) -> Answer:
         try:
-            return self._get(link, action=f"list {record}", rows=self._page_size)
+            return self._get(link, action=f"list {record}", rows=size)
         except RejectedError as exc:
             if exc.status in LINK_EXPIRED:
                 exc.code = "page_expired"

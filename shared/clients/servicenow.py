@@ -76,6 +76,7 @@ class ServiceNow:
         *,
         web_url: str | None = None,
         page_size: int = 100,
+        bulk_page_size: int = 250,
         lookup_size: int = 1000,
         transaction_s: float = 60.0,
         parallel: int = 1,
@@ -83,7 +84,8 @@ class ServiceNow:
         self.transaction_s = transaction_s
         self._http = http
         self._web_url = (web_url or http.base_url).rstrip("/")
-        self._page_size, self._lookup_size, self._parallel = page_size, lookup_size, parallel
+        self._page_size, self._bulk_page_size = page_size, bulk_page_size
+        self._lookup_size, self._parallel = lookup_size, parallel
         self._tables: dict[str, Table] = {}
         self._record_types: dict[str, RecordType] = {}
         self._pools: dict[Lane, ThreadPoolExecutor] = {}
@@ -149,10 +151,12 @@ class ServiceNow:
             raise TransientError("ServiceNow answered without a Date header. It is tried again later.")
         return date
 
-    def fetch_page(self, record: str, paths: Paths, changed: Changed, page: str | None) -> Page:
+    def fetch_page(
+        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False
+    ) -> Page:
         """Fetch a page by keyset: rows that change meanwhile move behind the place that was reached, none is skipped."""
         columns, moment = self._columns(record, paths), self._table(record).moment
-        place = _Place.read(page)
+        place, size = _Place.read(page), self._bulk_page_size if in_bulk else self._page_size
         window = _build_window(moment, changed)
         when = query.build_condition(changed.when)
         order = (moment, "sys_id")
@@ -163,16 +167,16 @@ class ServiceNow:
             text = f"{later}^NQ{same}"
         else:
             text = query.build_query(when, window, order_by=order)
-        params = query.build_params(text, self._asked(record, columns), self._page_size, place.offset)
+        params = query.build_params(text, self._asked(record, columns), size, place.offset)
         answer = self._http.call(
             "GET", TABLE_PATH + query.check_name(record), action=f"list {record}", safe=True, query=params
         )
-        raw, ended = _read_list(answer), self._is_last(answer, place.offset)
+        raw, ended = _read_list(answer), self._is_last(answer, place.offset, size)
         rows = [self._build_row(record, columns, one) for one in raw]
         self._check_window(rows, changed)
         return Page(
             tuple(self._add_journal(self._table(record), paths, rows)),
-            next=None if ended else place.after(raw, moment, self._page_size).write(),
+            next=None if ended else place.after(raw, moment, size).write(),
             total=_read_total(answer) if page is None else None,
         )
 

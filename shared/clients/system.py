@@ -161,9 +161,12 @@ class Source(System, Protocol):
     def read_clock(self) -> datetime:
         """Return the vendor's current time (its Date header), aware UTC, whole seconds."""
 
-    def fetch_page(self, record: str, paths: Paths, changed: Changed, page: str | None) -> Page:
+    def fetch_page(
+        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False
+    ) -> Page:
         """Fetch a page of changed records; `page` is the previous page's `next`, None for the first.
 
+        All pages of a listing are asked for alike; those of one in bulk are larger.
         Raises RejectedError with code `page_expired` when the vendor no longer knows the page.
         """
 
