@@ -66,7 +66,21 @@ REASONS: dict[str, Reason] = {
         "Nothing if it was deleted; an id that was given by hand may be wrong.",
     ),
     "stale": Reason("A newer version of the record was already written.", ""),
+    # verification
+    "not_synced": Reason(
+        "The record has no target record yet.", "Sync it: a run over a window that holds it, or over its id."
+    ),
+    "target_behind": Reason(
+        "The source changed and the target does not show it yet.",
+        "Sync it: a run over a window that holds it, or over its id.",
+    ),
+    "target_altered": Reason(
+        "Somebody changed the target after it was written.",
+        "Nothing if it was meant; the source's next change of the field goes over it.",
+    ),
+    "target_doubled": Reason("Several target records stand for this one.", "Close or merge those that are too many."),
     # warnings
+    "would_be_created": Reason("A run would create a record that this one refers to.", ""),
     "field_not_written": Reason(
         "The target accepted the record but did not take over a field.",
         "Check the integration user's right to write it, and the target's own rules.",
@@ -86,6 +100,9 @@ REASONS: dict[str, Reason] = {
     "sign_in_refused": Reason(
         "The system refuses the sign-in.", "Check the connection's credentials; a secret may have expired."
     ),
+    "credentials_refused": Reason(
+        "The system refuses the credentials.", "Check the connection's credentials; a secret may have expired."
+    ),
     "rejected": Reason("The target refuses the record.", "Correct the record or the target's rule, then retry it."),
     "rate_limited": Reason("The system asked us to slow down for too long.", "Retry later, or have its limit raised."),
     "vendor_unavailable": Reason("The system did not answer.", "Nothing by hand: it is tried again with the next run."),
@@ -100,6 +117,10 @@ REASONS: dict[str, Reason] = {
         "The system ignored the question and answered with other records.",
         "Check the integration user's right to search.",
     ),
+    "rows_unreadable": Reason(
+        "The integration user may not read some of the records.", "Grant it the right to read them."
+    ),
+    "unwritable_field": Reason("A field cannot be written in the target.", "Take the field out of the recipe."),
     "field_unreadable": Reason("The integration user may not read a field.", "Grant it the right to read the field."),
     "unknown_field": Reason("The system has no such field.", "Correct the field's name in the recipe."),
     "unknown_record_type": Reason("The system has no such kind of record.", "Correct the record's name in the recipe."),
@@ -113,6 +134,9 @@ REASONS: dict[str, Reason] = {
     ),
     "claim_held": Reason("Another attempt at the same record was still under way.", "Retry it."),
     "storage_error": Reason("The app's own storage refused.", "Check the storage account, then retry."),
+    "storage_access": Reason(
+        "The app may not use its own storage.", "Check AzureWebJobsStorage, or the roles of the app's identity."
+    ),
     "config_error": Reason("A setting or the recipe is wrong.", "Run `python cli.py validate`."),
     "internal_error": Reason("The app made a mistake.", "Retry it; if it happens again, look at the app's logs."),
 }

@@ -28,6 +28,10 @@ LISTED = 50  # created references shown
 LISTED_PER_WARNING = 10
 CSV_ROWS = 20_000  # about 6 MB: mail services take 10 MB at the most
 CSV_NAME = "failed-records.csv"
+PLANNED = {Outcome.CREATED: "to create", Outcome.ADOPTED: "to adopt", Outcome.UPDATED: "to update"}  # of a preview
+STILL_FAILING = "Known from earlier runs. They are tried with every run for seven days, then only shown, until one succeeds or is skipped."
+NEXT_STEP = "What failed is tried again with the next run. To try it now, POST to the run's address with /retry at the end; to leave it, with /skip."
+NEXT_STEP_OF_DAY = "What failed is tried again with the next run, for seven days."
 SUBJECT_TITLE_CHARS = 90
 
 _KEY_NAMES = re.compile(r"(?i)code|key|sig|token|secret|password|.*_(token|secret|key)|x-functions-key")
@@ -108,6 +112,7 @@ class SummaryFacts(Facts):
     run_id: str
     state: RunState
     preview: bool = False
+    verify: bool = False  # compared only: failed is what differs
     window: str = ""  # "yesterday"
     since: datetime | None = None  # aware UTC, inclusive
     until: datetime | None = None  # aware UTC, exclusive
@@ -125,6 +130,20 @@ class DigestFacts(Facts):
 
     recipe: str
     day: date
+
+
+@dataclasses.dataclass(frozen=True)
+class _Words:
+    """What the numbers of a mail are called."""
+
+    synced: str
+    failed: str
+    repeated: str
+
+
+DID = _Words("synced", "failed", "still failing")
+WOULD = _Words("would sync", "would fail", "would fail again")
+COMPARED = _Words("agree", "differ", "differ, and fail in runs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +181,12 @@ def build_digest(facts: DigestFacts) -> Email:
     return _build(facts, headline, tone, _access_notice(facts), period, [], message_id)
 
 
+def _words(facts: Facts) -> _Words:
+    if isinstance(facts, SummaryFacts) and (facts.verify or facts.preview):
+        return COMPARED if facts.verify else WOULD
+    return DID
+
+
 def counts_of(counts: Mapping[str, int]) -> tuple[int, int, int]:
     """Return how many records were synced, skipped and failed."""
     synced = sum(counts.get(outcome, 0) for outcome in SYNCED)
@@ -187,6 +212,8 @@ def _run_headline(facts: SummaryFacts) -> tuple[str, str]:
             return f"waits for {facts.waiting_for or 'a system'}", "wait"
     if facts.preview:
         return f"preview, {synced:,} would sync, {failed:,} would fail", "plan"
+    if facts.verify and anything:
+        return f"{synced:,} agree, {failed:,} {'differs' if failed == 1 else 'differ'}", "bad" if failed else "good"
     if not anything:
         return "nothing to sync", "good"
     if failed or facts.access_error:
@@ -196,22 +223,23 @@ def _run_headline(facts: SummaryFacts) -> tuple[str, str]:
 
 def _notices(facts: SummaryFacts) -> list[_Notice]:
     notices = _access_notice(facts)
-    if facts.error and facts.error != facts.access_error:
-        notices.append(_Notice("bad", "The run failed", facts.error))
+    if facts.state is RunState.CANCELLED:
+        text = " ".join(part for part in (facts.error, "What was written before stays written.") if part)
+        notices.append(_Notice("wait", "The run was cancelled", text))
+    elif facts.error and facts.error != facts.access_error:
+        notices.append(_Notice("bad", "The run failed", f"{facts.error} When that is mended, start the run again."))
     if facts.guard:
-        until = (
-            f" Until {_moment(facts.guard.expires_at, facts.zone)}, then it is dropped."
-            if facts.guard.expires_at
-            else ""
-        )
-        text = f"{facts.guard.sentence}{until}"
-        notices.append(_Notice("wait", "A person has to decide", text, safe_link(facts.guard.url), "Look and decide"))
+        notices.append(_guard_notice(facts.guard, facts.zone))
     if facts.waiting_since:
         text = (
             f"{facts.waiting_for or 'A system'} has not answered since {_moment(facts.waiting_since, facts.zone)}. "
             "The run goes on by itself when it does."
         )
         notices.append(_Notice("wait", f"Waiting for {facts.waiting_for or 'a system'}", text))
+    if facts.verify:
+        notices.append(
+            _Notice("plan", "This was a verification", "Source and target were compared; nothing was written.")
+        )
     if facts.preview:
         notices.append(
             _Notice("plan", "This was a preview", "Nothing was written; the numbers say what a run would do.")
@@ -220,6 +248,16 @@ def _notices(facts: SummaryFacts) -> list[_Notice]:
     if facts.state is RunState.COMPLETED and not (synced or skipped or failed or facts.counts.get(Outcome.HELD)):
         notices.append(_Notice("good", "No record changed in this window."))
     return notices
+
+
+def _guard_notice(guard: Guard, zone: ZoneInfo) -> _Notice:
+    url = safe_link(guard.url)
+    parts = [guard.sentence]
+    if guard.expires_at:
+        parts.append(f"Without an answer by {_moment(guard.expires_at, zone)} it is cancelled.")
+    if url:
+        parts.append("To let it go on, POST to its address with /confirm at the end; to stop it, with /cancel.")
+    return _Notice("wait", "A person has to decide", " ".join(parts), url, "Look at the run")
 
 
 def _access_notice(facts: Facts) -> list[_Notice]:
@@ -261,7 +299,8 @@ def _build(
     details: Sequence[tuple[str, str]],
     message_id: str,
 ) -> Email:
-    preview = isinstance(facts, SummaryFacts) and facts.preview
+    words, digest = _words(facts), isinstance(facts, DigestFacts)
+    preview = words is WOULD
     synced, skipped, failed = counts_of(facts.counts)
     everything = (*facts.failures, *facts.repeated)
     grouped = len(everything) > GROUP_ABOVE
@@ -275,12 +314,18 @@ def _build(
         "tone": tone,
         "notices": notices,
         "details": [(label, _one_line(value)) for label, value in details],
-        "tiles": [
-            ("would sync" if preview else "synced", synced, "good" if synced else "none"),
+        "tiles": []
+        if digest
+        else [
+            (words.synced, synced, "good" if synced else "none"),
             ("skipped", skipped, "none"),
-            ("would fail" if preview else "failed", failed, "bad" if failed else "none"),
+            (words.failed, failed, "bad" if failed else "none"),
         ],
-        "parts": [(name.value, facts.counts.get(name, 0)) for name in SYNCED if facts.counts.get(name)],
+        "parts": [
+            (PLANNED.get(name, name.value) if preview else name.value, facts.counts.get(name, 0))
+            for name in SYNCED
+            if facts.counts.get(name) and words is not COMPARED
+        ],
         "held": held,
         "sections": _failure_sections(facts, grouped),
         "csv_note": _csv_note(len(everything)) if grouped else "",
@@ -290,7 +335,9 @@ def _build(
         "created_title": f"{len(facts.created):,} {_plural(facts.created_noun, len(facts.created))} "
         f"{'would be ' if preview else ''}created",
         "created_more": max(0, len(facts.created) - LISTED),
+        "next_step": "" if words is not DID or not everything else NEXT_STEP_OF_DAY if digest else NEXT_STEP,
         "status_url": safe_link(facts.status_url),
+        "status_label": "See the runs" if digest else "See every record",
     }
     short = title if len(title) <= SUBJECT_TITLE_CHARS else title[: SUBJECT_TITLE_CHARS - 1].rstrip() + "…"
     return Email(
@@ -306,15 +353,14 @@ def _build(
 def _failure_sections(facts: Facts, grouped: bool) -> list[dict[str, Any]]:
     """Return new failures, then repeated ones, each as lines or as groups."""
     sections = []
-    for title, lines in (("failed", facts.failures), ("still failing", facts.repeated)):
+    words = _words(facts)
+    for title, lines in ((words.failed, facts.failures), (words.repeated, facts.repeated)):
         if lines:
             noun = _plural("record", len(lines))
             sections.append(
                 {
-                    "title": f"{len(lines):,} {noun} {title}",
-                    "note": "Known from earlier runs; taken along until they succeed or are skipped."
-                    if lines[0].since
-                    else "",
+                    "title": f"{len(lines):,} {noun} {'differs' if title == 'differ' and len(lines) == 1 else title}",
+                    "note": STILL_FAILING if lines[0].since and words is DID else "",
                     "lines": [] if grouped else [_line_view(line, facts.zone) for line in lines],
                     "groups": [_group_view(code, group) for code, group in _groups(lines)] if grouped else [],
                 }
@@ -338,10 +384,13 @@ def _line_view(line: FailureLine, zone: ZoneInfo) -> dict[str, str]:
 
 def _group_view(code: str, lines: Sequence[FailureLine]) -> dict[str, Any]:
     reason = explain(code)
+    said = dict.fromkeys(_one_line(line.sentence) for line in lines if line.sentence)
+    first = next(iter(said), "")
+    sentence = first if len(said) == 1 else f"{reason.says} For example: {first}" if said else reason.says
     return {
         "reason": title_of(code),
         "count": len(lines),
-        "sentence": reason.says,
+        "sentence": sentence,
         "do": reason.do,
         "examples": [(_one_line(line.label), safe_link(line.source_url)) for line in lines[:EXAMPLES]],
         "more": max(0, len(lines) - EXAMPLES),

@@ -357,8 +357,65 @@ def test_summary_asks_for_a_confirmation_with_its_link():
     )
 
     assert guard.url in Page(email.html).links
-    assert "The run would create 312 users. Until Sat 21 March 2026, 07:00, then it is dropped." in email.text
+    assert (
+        "The run would create 312 users. Without an answer by Sat 21 March 2026, 07:00 it is cancelled." in email.text
+    )
+    assert "POST to its address with /confirm" in email.text
     assert "312 held back" in email.text
+
+
+def test_cancelled_run_has_not_failed():
+    """Who cancels a run is not told that it failed, but what has become of its records."""
+    email = build_summary(dataclasses.replace(EMPTY, state=RunState.CANCELLED, error="Cancelled by a person."))
+
+    assert "THE RUN WAS CANCELLED\nCancelled by a person. What was written before stays written." in email.text
+    assert "run failed" not in email.text.lower()
+
+
+def test_failed_run_says_what_to_do():
+    """The reason of a run that failed is followed by what comes next."""
+    email = build_summary(dataclasses.replace(EMPTY, state=RunState.FAILED, error="The secret has expired."))
+
+    assert "The secret has expired. When that is mended, start the run again." in email.text
+
+
+@pytest.mark.parametrize(
+    ("change", "headline", "section", "next_step"),
+    [
+        pytest.param({}, "12 synced, 2 failed", "2 RECORDS FAILED", True, id="run"),
+        pytest.param({"preview": True}, "12 would sync, 2 would fail", "2 RECORDS WOULD FAIL", False, id="preview"),
+        pytest.param({"verify": True}, "12 agree, 2 differ", "2 RECORDS DIFFER", False, id="verification"),
+    ],
+)
+def test_numbers_are_called_what_they_are(change: dict[str, bool], headline: str, section: str, next_step: bool):
+    """A preview plans and a verification compares: neither says that something was synced, or asks for a retry."""
+    email = build_summary(dataclasses.replace(FACTS, **change))
+
+    assert headline in email.subject
+    assert section in email.text
+    assert ("/retry" in email.text) is next_step
+
+
+def test_group_tells_what_happened_not_only_its_code():
+    """Above a hundred failures a group's sentence is the one that its records share, or an example of them."""
+    shared = tuple(FailureLine(f"CAS-{n}", "rejected", "ServiceNow refused it: rule x.") for n in range(GROUP_ABOVE))
+    other = FailureLine("CAS-other", "ambiguous_match", "2 incidents match.")
+    third = FailureLine("CAS-third", "ambiguous_match", "3 incidents match.")
+
+    email = build_summary(dataclasses.replace(FACTS, failures=(*shared, other, third)))
+
+    assert "100 x Rejected: ServiceNow refused it: rule x." in email.text
+    assert "2 x Ambiguous match: Several target records match; none was chosen. For example: 2 incidents" in email.text
+
+
+def test_digest_counts_no_successes():
+    """A digest knows what failed, not how many went well: it shows no zero for them."""
+    email = build_digest(
+        DigestFacts(**COMMON, recipe="r", day=date(2026, 3, 13), counts={"failed": 1}, failures=FACTS.failures[:1])
+    )
+
+    assert "synced" not in email.text
+    assert "synced" not in email.html
 
 
 def test_summary_says_since_when_it_waits():
