@@ -15,7 +15,7 @@ from shared.clients.system import Row
 from shared.errors import ConfigError, RejectedError, StateError, SyncError
 from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
 from sync import links, references
-from sync.decide import Action, agreement, decide, is_stale, wants_find
+from sync.decide import Action, agreement, decide, is_stale, wants_find, wants_rekeying
 from sync.flow import Flow
 from sync.mapping import FieldWarning, Mapped, holds, map_record
 from sync.matching import find_matches
@@ -323,12 +323,15 @@ def settle_without_write(flow: Flow, run: RunRow, work: Work) -> None:
 
 
 def _has_learned(flow: Flow, work: Work) -> bool:
-    """Tell whether the target, where it was read, holds what the link does not know of.
+    """Tell whether there is something for the link to remember, although nothing is written.
 
-    That is a write of ours whose link was never stored, or the same change made by hand. Unless the link remembers it,
-    a later change of the target's would look as if it were the source's turn to write.
+    The target, where it was read, holds what the link does not know of: a write of ours whose link was never stored, or
+    the same change made by hand. Unless the link remembers it, a later change of the target's would look as if it were
+    the source's turn to write. Or the digests' key is being changed.
     """
-    if work.link is None or work.target is None or work.decision is None:
+    if work.link is None or work.decision is None:
+        return False
+    if work.target is None and not wants_rekeying(work.link, flow.digests):
         return False
     agreed, inputs, _ = agreement(
         work.decision, work.fields, flow.target_name, work.link, work.target, None, flow.digests

@@ -19,7 +19,7 @@ from shared.errors import (
     SyncError,
     TransientError,
 )
-from shared.state.rows import LinkRow, Outcome, RunRow
+from shared.state.rows import IdentityRow, LinkRow, Outcome, RunRow
 from sync import links
 from sync.decide import Action, Decision, agreement, comparable, same_value, search_key
 from sync.flow import Flow
@@ -33,7 +33,7 @@ from sync.items import (
     settle_without_write,
     taken_by_other,
 )
-from sync.matching import find_matches, shared_error
+from sync.matching import Match, find_matches, shared_error
 from sync.work import LOST_ANSWER, Work, each
 
 
@@ -78,13 +78,10 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     try:
         if taken.create_by is None and taken.changed:
             _decide_anew(flow, run, work)
-        if work.open and work.decided.action is Action.CREATE:
-            _claim_first_value(flow, work)
-        elif work.open and work.target is not None and _moves(flow, work):
-            _check_free(flow, work, work.target.key)
-            _claim_first_value(flow, work)
-        elif work.open and work.target is not None and not work.link.other_key:
-            _adopt(flow, work.link, work.target.key)
+        if work.open and (work.decided.action is Action.CREATE or _moves(flow, work)):
+            _claim_first_value(flow, run, work, book)
+        if work.open and work.target is not None and not work.link.other_key:
+            _adopt(flow, work, work.link, work.target.key)
     except SyncError:
         _release(flow, work)
         raise
@@ -93,14 +90,16 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
 
 
 def _wanted(flow: Flow, work: Work) -> links.Wanted:
-    return links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided))
+    value = _first_value(flow, work) if work.decided.action is Action.CREATE else None
+    return links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided), value)
 
 
-def _adopt(flow: Flow, link: LinkRow, key: str) -> None:
+def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
     """Make a matched target ours; when another record was faster, this one looks again: the match is not free any more."""
     try:
         links.own_target(flow, link, key)
     except RejectedError as exc:
+        work.item = work.item.model_copy(update={"prepared": None})  # what its page found out is not true any more
         raise RateLimitedError(exc.message, code=exc.code, retry_after_s=1.0) from exc
 
 
@@ -135,15 +134,21 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work) -> None:
         work.doubtful = True  # an append: its marker is looked for before it is sent again
         _decide_anew(flow, run, work)
         return
+    found = _find_by_first_rule(flow, work)
+    if found is not None:
+        work.target, work.matched_by, work.doubtful = found.row, LOST_ANSWER, True
+        decide_work(flow, run, work)
+
+
+def _find_by_first_rule(flow: Flow, work: Work) -> Match | None:
+    """Ask the vendor who has the record's value in the first match rule. Raises SyncError when that is no one free record."""
     block = flow.recipe.block
     first = [rule for rule in block.match if not rule.link][:1]
     asks = [(work.fields, taken_by_other(flow, work))]
     answer = find_matches(flow.target, block.record, flow.recipe.target_paths(), first, asks)[0]
     if isinstance(answer, SyncError):
         raise answer
-    if answer is not None:
-        work.target, work.matched_by, work.doubtful = answer.row, LOST_ANSWER, True
-        decide_work(flow, run, work)
+    return answer
 
 
 def _unrepeatable(flow: Flow, decision: Decision) -> bool:
@@ -156,40 +161,58 @@ def _append_type(flow: Flow, name: str) -> FieldType | None:
     return known if known is not None and known.kind is FieldKind.APPEND else None
 
 
-def _claim_first_value(flow: Flow, work: Work) -> None:
-    """Claim the first match rule's value, unless it is the record's own key, which the link's claim covers."""
+def _first_value(flow: Flow, work: Work) -> IdentityRow | None:
+    """Return the row of the first match rule's value, unless it is the record's own key, which the link's claim covers."""
     names = flow.recipe.block.first_match
     values = [work.fields.fields[name].value for name in names]
     if not names or any(comparable(value) is None for value in values):
-        return
+        return None
     if len(values) == 1 and same_value(values[0], work.key):
+        return None
+    return links.identity(flow, flow.target_name, names, [search_key(value) for value in values], work.key)
+
+
+def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
+    """Claim the first match rule's value, so that no two records get it. A linked record's new value has to be free."""
+    blank = _first_value(flow, work)
+    if work.linked_key:
+        _check_free(flow, work)
+    if blank is None:
         return
-    blank = links.identity(flow, flow.target_name, names, [search_key(value) for value in values], work.key)
-    taken = links.claim_identity(flow, blank, work.owner)
+    taken = book.claim_value(blank, work.owner)
     if taken.row.key and taken.row.link_key != work.key:
         links.release(flow, taken.row, keep=True)
-        raise shared_error(names, links.place_of(flow, flow.source_name, taken.row.link_key))
-    work.identity = taken.row
-    if taken.create_by is not None:  # another record's create of this value is in doubt
-        links.wait_for_create(flow, taken.create_by)
-        work.identity = links.renew(flow, taken.row.model_copy(update={"link_key": work.key}), work.owner)
+        raise shared_error(flow.recipe.block.first_match, links.place_of(flow, flow.source_name, taken.row.link_key))
+    if taken.create_by is None:
+        work.identity = taken.row
+        return
+    links.wait_for_create(flow, taken.create_by)  # the doubt stays until it is settled: it may be another record's
+    if work.linked_key:
+        _check_free(flow, work)
+    elif (found := _find_by_first_rule(flow, work)) is not None:
+        links.release(flow, taken.row)
+        work.target, work.matched_by = found.row, "+".join(found.rule.fields)
+        decide_work(flow, run, work)
+        return
+    work.identity = links.renew(flow, taken.row.model_copy(update={"link_key": work.key}), work.owner)
 
 
 def _moves(flow: Flow, work: Work) -> bool:
     """Tell whether a linked record is to get another value in its first match rule (a contact's new email)."""
-    linked = work.link is not None and bool(work.link.other_key)
-    return linked and any(name in work.decided.writes for name in flow.recipe.block.first_match)
+    return work.linked_key and any(name in work.decided.writes for name in flow.recipe.block.first_match)
 
 
-def _check_free(flow: Flow, work: Work, key: str) -> None:
+def _check_free(flow: Flow, work: Work) -> None:
     """Look whether another record has the value already. Raises MappingError `ambiguous_match`."""
-    block = flow.recipe.block
-    first = [rule for rule in block.match if not rule.link][:1]
-    asks = [(work.fields, taken_by_other(flow, work))]
-    answer = find_matches(flow.target, block.record, flow.recipe.target_paths(), first, asks)[0]
-    if isinstance(answer, SyncError) or (answer is not None and answer.row.key != key):
-        names = " and ".join(block.first_match)
-        noun = flow.target_type().noun
+    key = links.target_key(flow, work.link) if work.link else ""
+    try:
+        found = _find_by_first_rule(flow, work)
+    except MappingError:
+        taken = True
+    else:
+        taken = found is not None and found.row.key != key
+    if taken:
+        names, noun = " and ".join(flow.recipe.block.first_match), flow.target_type().noun
         raise MappingError(f"Another {noun} has the new {names} already; mend one of the two.", code="ambiguous_match")
 
 
@@ -263,7 +286,7 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
             book.own_target(link, answer.key)
         if work.identity is not None:
             changes = {"claim": None, "key": answer.key, "link_key": work.key}
-            links.store(flow, work.identity.model_copy(update=changes))
+            book.store_value(link, work.identity.model_copy(update=changes))
             _forget_value(flow, work)
     shown = answer.row.fields if answer is not None and answer.row is not None else None
     agreed, inputs, work.lost = agreement(
