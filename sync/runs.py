@@ -173,6 +173,18 @@ def note_started(app: App, recipe: Recipe) -> None:
         app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, _mark_started)
 
 
+def note_fired(app: App, recipe: Recipe, name: str, moment: str) -> None:
+    """Note the latest occurrence of something that happens once each time; one that is later already stays."""
+
+    def note(row: CursorRow | None) -> CursorRow | None:
+        if row is None or row.fired.get(name, "") >= moment:
+            return row
+        return row.model_copy(update={"fired": row.fired | {name: moment}})
+
+    cursor = activate(app, recipe)
+    app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, note)
+
+
 def _mark_started(row: CursorRow | None) -> CursorRow | None:
     return row.model_copy(update={"started": True}) if row else None
 

@@ -47,6 +47,7 @@ LOG = logging.getLogger(__name__)
 MOST_SENDS = 2
 RETRY_S = (30, 60, 120, 300, 600, 900)
 GIVE_UP_AFTER = timedelta(hours=24)
+DIGEST_SENT = "digest sent"  # among what has fired: the day whose digest went out
 WARNED_RECORDS = 10  # records named per kind of warning
 
 
@@ -286,7 +287,7 @@ def owe_digest(app: App, recipe: Recipe, day: date) -> None:
 def _send_digest(app: App, message: SummaryMessage, message_id: str, day: date) -> None:
     """Send what failed on a day, and what is still failing; a failed mail is tried again for a day."""
     recipe = app.recipes.get(message.recipe)
-    if recipe is None:
+    if recipe is None or runs.activate(app, recipe).fired.get(DIGEST_SENT, "") >= day.isoformat():
         return
     rows = list(app.tables.query(OpenRow, recipe.name))
     midnight = datetime.combine(day, time(), app.settings.zone)
@@ -308,12 +309,13 @@ def _send_digest(app: App, message: SummaryMessage, message_id: str, day: date) 
     )
     try:
         app.send_mail(email)
-    except (AmbiguousWriteError, TransientError, ConfigError) as exc:
+    except SyncError as exc:
         LOG.warning("digest could not be sent", extra={"recipe": recipe.name, "code": exc.code})
-        since = message.first_sent_at or app.now()
-        if app.now() - since <= GIVE_UP_AFTER and not (isinstance(exc, AmbiguousWriteError) and message.attempt > 1):
-            delay_s = RETRY_S[min(message.attempt, len(RETRY_S)) - 1]
-            app.queues.send(again(message, own_id=message_id, failed=True, now=app.now()), delay_s=delay_s)
+        repeated = isinstance(exc, AmbiguousWriteError) and message.attempt > 1
+        if not repeated and _may_help(app, message, exc):
+            _send_again(app, message, message_id, exc)
+    else:
+        runs.note_fired(app, recipe, DIGEST_SENT, day.isoformat())
 
 
 def _open_line(row: OpenRow) -> FailureLine:

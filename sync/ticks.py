@@ -1,12 +1,12 @@
 """What the timers do: start what is due, once, and push what stopped moving."""
 
 import logging
+from collections.abc import Callable
 from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from shared.errors import MappingError
 from shared.state.rows import RunRow
-from shared.state.tables import RowChangedError
 from shared.telemetry import without_texts
 from sync import runs
 from sync.app import App
@@ -26,31 +26,56 @@ STARTS_LOOKED_AT = 20  # newest runs among which an occurrence's own is looked f
 @without_texts()
 def start_daily(app: App) -> None:
     """Start the recipes that run at the app's daily time, then forget what is old."""
-    for recipe in app.recipes.values():
+
+    def start(recipe: Recipe) -> None:
         daily = recipe.start.daily
         if daily is not None and daily.at is None:
             _start(app, recipe, daily.window, "daily")
-    purge(app)
+
+    try:
+        _each(app, start)
+    finally:
+        purge(app)
 
 
 @without_texts()
 def tick(app: App) -> None:
     """Start what recipes' own schedules ask for, then look after runs that stopped moving."""
     now = app.now()
-    for recipe in app.recipes.values():
+
+    def look_after(recipe: Recipe) -> None:
         for name, schedule, window in schedules_of(app, recipe):
             _start_due(app, recipe, name, schedule, window, now)
         _owe_digest(app, recipe, now)
         push_stalled(app, recipe, now)
 
+    _each(app, look_after)
+
+
+def _each(app: App, step: Callable[[Recipe], None]) -> None:
+    """Do a step for every recipe, whatever becomes of the others; then raise the first error, for the host's log."""
+    errors = []
+    for recipe in app.recipes.values():
+        try:
+            step(recipe)
+        except Exception as exc:
+            LOG.exception("a recipe's timer failed", extra={"recipe": recipe.name})
+            errors.append(exc)
+    if errors:
+        raise errors[0]
+
 
 def _owe_digest(app: App, recipe: Recipe, now: datetime) -> None:
-    """Once a day, for recipes whose runs owe no mail of their own: polls, webhooks and sweeps."""
+    """Once a day, for recipes whose runs owe no mail of their own: polls, webhooks and sweeps.
+
+    It is noted after it is sent: a digest that is sent twice goes out once (`summaries`), one that is lost never does.
+    """
     quiet = recipe.start.webhook is not None or recipe.start.poll is not None
     midnight = _due(app, recipe, "digest", DailyAt(time(), app.settings.zone), now) if quiet else None
-    if midnight is not None and _note(app, recipe, "digest", midnight):
+    if midnight is not None:
         yesterday = now.astimezone(app.settings.zone).date() - timedelta(days=1)
         owe_digest(app, recipe, yesterday)
+        _note(app, recipe, "digest", midnight)
 
 
 def schedules_of(app: App, recipe: Recipe) -> list[tuple[str, Schedule, Window]]:
@@ -88,17 +113,8 @@ def _due(app: App, recipe: Recipe, name: str, schedule: Schedule, now: datetime)
     return due(schedule, last, now)
 
 
-def _note(app: App, recipe: Recipe, name: str, occurrence: datetime) -> bool:
-    """Note by compare-and-set that a schedule has fired; False when another worker was faster."""
-    fired = occurrence.isoformat()
-    cursor = runs.activate(app, recipe)
-    if cursor.fired.get(name, "") >= fired:
-        return False
-    try:
-        app.tables.replace(cursor.model_copy(update={"fired": cursor.fired | {name: fired}}))
-    except RowChangedError:
-        return False  # perhaps changed for another reason: the next tick looks again
-    return True
+def _note(app: App, recipe: Recipe, name: str, occurrence: datetime) -> None:
+    runs.note_fired(app, recipe, name, occurrence.isoformat())
 
 
 def _start(app: App, recipe: Recipe, window: Window, started_by: str) -> bool:

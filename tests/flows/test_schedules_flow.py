@@ -7,7 +7,10 @@ import pytest
 
 from shared.errors import StateError
 from shared.state.rows import RunRow, RunState
-from sync import ticks
+from sync import runs, ticks
+from sync.app import App
+from sync.recipe import Recipe
+from tests.flows.contacts import ACCOUNTS, ContactWorld
 from tests.flows.world import World
 
 DAILY = "daily: since_last_run"
@@ -155,3 +158,41 @@ def test_daily_timer_that_storage_refuses_says_so(world: World, monkeypatch: pyt
 
     with pytest.raises(StateError):
         ticks.start_daily(world.app)
+
+
+def test_recipe_whose_timer_fails_does_not_stop_the_others(
+    contact_world: ContactWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One recipe's trouble is its own: the others start, and the host's log shows the error."""
+    world = contact_world
+    start = runs.start_run
+
+    def refuse(app: App, recipe: Recipe, *args: object, **facts: object) -> object:
+        if recipe.name == ACCOUNTS:
+            raise StateError("Storage did not insert a row of runs")
+        return start(app, recipe, *args, **facts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs, "start_run", refuse)
+
+    with pytest.raises(StateError):
+        ticks.start_daily(world.app)
+
+    assert [run.started_by for run in world.runs()] == ["daily"]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("at", ["storage POST summaries", "storage PUT cursors"])
+def test_digest_of_a_timer_that_dies_is_neither_lost_nor_doubled(
+    contact_world: ContactWorld, at: str, after: bool
+) -> None:
+    """The word to send it is sent before that is noted, and goes out once."""
+    world = contact_world
+    world.tick()
+    world.send("contact", world.contact(None), "Create")
+    world.pump.run()
+    world.advance_to(datetime(2026, 3, 11, 0, 1, tzinfo=UTC))
+    world.wire.kill_on(at, after=after)
+
+    world.tick_for(5)
+
+    assert len(world.mailbox.mails) == 1
