@@ -37,7 +37,7 @@ def run_view(app: App, run: RunRow) -> dict[str, Any]:
         "skipped": {name.split(":", 1)[1]: count for name, count in run.counts.items() if name.startswith("skipped:")},
         "warnings": run.warnings,
         "error": run.error,
-        "waiting": {"for": run.waiting_for, "since": _time(run.waiting_since)} if run.waiting_since else None,
+        "waiting": _waiting(run) if run.waiting_since else None,
         "held": {"for": run.held_for, "count": run.held_count} if run.held_for and not run.released else None,
         "mail": _mail(run) if run.mail_state is not MailState.NONE else None,
         "links": {
@@ -48,7 +48,12 @@ def run_view(app: App, run: RunRow) -> dict[str, Any]:
 
 
 def _mail(run: RunRow) -> dict[str, Any]:
-    return {"state": run.mail_state, "sends": run.mail_sends, "undelivered": run.mail_undelivered}
+    facts = {"state": run.mail_state, "sends": run.mail_sends, "undelivered": run.mail_undelivered}
+    return facts | {"problem": run.mail_problem if run.mail_state is not MailState.SENT else ""}
+
+
+def _waiting(run: RunRow) -> dict[str, Any]:
+    return {"for": run.waiting_for, "since": _time(run.waiting_since), "why": run.waiting_why}
 
 
 def list_runs(app: App, recipe: str = "", limit: int = 20) -> list[dict[str, Any]]:

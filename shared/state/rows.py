@@ -155,6 +155,7 @@ class RunRow(StateRow):
     stalls: int = 0  # how often the watchdog has pushed the run since anything moved
     waiting_since: datetime | None = None
     waiting_for: str = ""  # the connection that is down
+    waiting_why: str = ""  # what its last answer, or its silence, was: a sentence
     # listing
     last_page: int | None = None  # number of the last page, once it is listed
     results_seen: int = 0  # results at the last look, for progress
@@ -172,6 +173,7 @@ class RunRow(StateRow):
     # mail
     mail_to: list[str] = []  # the one place where addresses are stored
     mail_state: MailState = MailState.NONE
+    mail_problem: str = ""  # why the last send failed: a sentence
     mail_sends: int = 0  # to those who still wait for it, counted before each send; two at the most
     mail_left: list[str] = []  # who still waits, after others got it: the server put them off; empty: all of `mail_to`
     mail_undelivered: int = 0  # recipients whom the server refused, although others got the mail

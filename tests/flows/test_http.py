@@ -345,7 +345,7 @@ def test_a_run_is_shown_without_addresses(app: World) -> None:
     runs = call(function_app.list_runs, {"limit": "1"})
 
     assert (data_of(run)["state"], data_of(run)["counts"]) == ("completed_with_failures", {"created": 1, "failed": 1})
-    assert data_of(run)["mail"] == {"state": "sent", "sends": 1, "undelivered": 0}
+    assert data_of(run)["mail"] == {"state": "sent", "sends": 1, "undelivered": 0, "problem": ""}
     assert [result["reason"] for result in data_of(results)["results"]] == ["case_without_title"]
     assert [entry["run_id"] for entry in data_of(runs)["runs"]] == [run_id]
     assert all(b"@" not in response.get_body() for response in (run, results, runs))
