@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.errors import SyncError
+from shared.errors import ConfigError, SyncError
 from shared.settings import load_settings
 from shared.settings_page import settings_table
 from sync import checks
 from sync.app import build_app
 from sync.catalogue import print_catalogue
+from sync.reasons import print_reasons
 from sync.recipe import Recipe
 from sync.recipe_loader import load_recipes
 from sync.recipe_schema import build_schema
@@ -33,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--settings", type=Path, help="a local.settings.json whose Values stand beside the environment's settings"
     )
     for name, says in (
-        ("docs", "print docs/field-mappings.md and docs/settings.md"),
+        ("docs", "print docs/field-mappings.md, docs/reasons.md and docs/settings.md"),
         ("schema", "print recipes/recipe.schema.json"),
     ):
-        command = commands.add_parser(name, help=f"{says} from recipes and settings")
+        command = commands.add_parser(name, help=f"{says} anew, from recipes and code")
         command.add_argument("--check", action="store_true", help="write nothing; fail when the file is stale")
     chosen = parser.parse_args(arguments)
     try:
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.command == "docs":
             pages = {
                 "docs/field-mappings.md": print_catalogue(_load(chosen.root)),
+                "docs/reasons.md": print_reasons(),
                 "docs/settings.md": settings_table(),
             }
             return max(_print_file(chosen.root / path, text, chosen.check) for path, text in pages.items())
@@ -68,7 +70,7 @@ def _validate(root: Path) -> int:
 
 def _validate_systems(chosen: argparse.Namespace) -> int:
     """Compare every active recipe with what its systems say; a faulty one fails, a warning does not."""
-    values = json.loads(chosen.settings.read_text(encoding="utf-8"))["Values"] if chosen.settings else {}
+    values = _read_values(chosen.settings) if chosen.settings else {}
     os.environ.update({name: value for name, value in values.items() if name not in os.environ and value})
     app = build_app(load_settings(os.environ), chosen.root / "recipes")
     problems = [
@@ -84,6 +86,19 @@ def _validate_systems(chosen: argparse.Namespace) -> int:
     return int(any(problem.severity is checks.Severity.ERROR for problem in problems))
 
 
+def _read_values(file: Path) -> dict[str, str]:
+    """Return the settings of a local.settings.json. Raises ConfigError."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))["Values"]
+    except OSError as exc:
+        raise ConfigError(f"{file} cannot be read: {exc.strerror}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f'{file} is not a settings file: JSON with an object "Values" in it.') from None
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise ConfigError(f'"Values" of {file} holds names and texts only: put numbers and true or false in quotes.')
+    return values
+
+
 def _print_file(path: Path, text: str, check: bool) -> int:
     """Write a generated file, or, with `check`, say whether it is what would be written."""
     name = f"{path.parent.name}/{path.name}"
@@ -91,7 +106,7 @@ def _print_file(path: Path, text: str, check: bool) -> int:
         print(f"{name} is up to date")
         return 0
     if check:
-        print(f"{name} is stale; print it anew and commit it", file=sys.stderr)
+        print(f"{name} is stale; run `make docs` and commit it", file=sys.stderr)
         return 1
     path.write_text(text, encoding="utf-8")
     print(f"{name} written")

@@ -194,3 +194,29 @@ def title_of(code: str) -> str:
 def words_of(code: str) -> str:
     """Return a code as words."""
     return code.replace("_", " ").strip()
+
+
+PAGE_HEAD = """# Reason codes
+
+What the code of a failed or skipped record, or of a warning, says and what a person does about it. Printed from `sync/reasons.py`
+by `python cli.py docs`. A result may carry a sentence of its own, which is more exact. A recipe may name reasons of its own.
+What to call, and how: [operating.md](operating.md).
+
+| Code | What it says | What to do |
+|---|---|---|
+"""
+EXAMPLES = {  # of a pattern
+    r"(?P<noun>\w+)_not_active": "case_not_active",
+    r"(?P<noun>\w+)_without_(?P<field>\w+)": "contact_without_email",
+    r"(?P<noun>\w+)_shared": "phone_shared",
+    r"(?P<noun>\w+)_inactive": "user_inactive",
+    r"(?P<noun>\w+)_ambiguous": "user_ambiguous",
+    r"(?P<noun>\w+)_not_found": "group_not_found",
+}
+
+
+def print_reasons() -> str:
+    """Return every code as a table in Markdown; a family of codes stands there by one of it."""
+    codes = sorted({*REASONS, *EXAMPLES.values()})
+    lines = (f"| `{code}` | {explain(code).says} | {explain(code).do or 'Nothing.'} |" for code in codes)
+    return PAGE_HEAD + "\n".join(lines) + "\n"

@@ -1,0 +1,60 @@
+"""The command line: exit codes and messages for what a person may get wrong."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cli import main
+from sync.reasons import EXAMPLES, PATTERNS, known_reason, print_reasons
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep to this test what the command adds to the environment."""
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name != "APP_URL"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        pytest.param(None, "cannot be read: No such file or directory", id="missing"),
+        pytest.param("{", "is not a settings file", id="no-json"),
+        pytest.param("[]", "is not a settings file", id="list"),
+        pytest.param("{}", "is not a settings file", id="no-values"),
+        pytest.param('{"Values": {"A": 1}}', "in quotes", id="number"),
+        pytest.param('{"Values": {}}', "APP_URL is missing", id="empty"),
+    ],
+)
+def test_a_settings_file_that_is_none_is_told(
+    text: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`validate --systems --settings` ends with 1 and a sentence, never with a traceback."""
+    file = tmp_path / "local.settings.json"
+    if text is not None:
+        file.write_text(text)
+
+    code = main(["validate", "--systems", "--settings", str(file)])
+
+    assert code == 1
+    assert says in capsys.readouterr().err
+
+
+def test_settings_of_a_file_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing error in a setting's name is found in the file."""
+    file = tmp_path / "local.settings.json"
+    file.write_text(json.dumps({"Values": {"MAIL__HOSTT": "x"}}))
+
+    code = main(["validate", "--systems", "--settings", str(file)])
+
+    assert code == 1
+    assert "MAIL__HOSTT is no setting; did you mean HOST?" in capsys.readouterr().err
+
+
+def test_every_family_of_codes_stands_on_the_page() -> None:
+    """A pattern without an example would be missing from docs/reasons.md."""
+    page = print_reasons()
+
+    assert [pattern for pattern, _ in PATTERNS] == list(EXAMPLES)
+    assert all(f"`{code}`" in page and known_reason(code) for code in EXAMPLES.values())
