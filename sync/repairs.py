@@ -72,6 +72,9 @@ def _work_again(app: App, run: RunRow, keys: Collection[str], action: str, who: 
 
 
 def _failed(app: App, run: RunRow, keys: Collection[str], reason: str = "") -> list[str]:
+    if run.preview and not run.verify:
+        text = f"Run {run.run_id} was a preview and wrote nothing: start the run itself, or repair the run that failed."
+        raise MappingError(text, code="nothing_to_repair")
     failed = dict.fromkeys(
         result.record_key or result.key
         for result in results_of(app, run)

@@ -130,12 +130,13 @@ def _take_back(app: App, run_id: str, left: Iterable[str], undelivered: int = 0)
 
 def _later(app: App, message: SummaryMessage, message_id: str, error: SyncError) -> None:
     """Say on the run that its mail failed, unless somebody got it, and try again where that can help."""
-    LOG.warning("summary could not be sent", extra={"run_id": message.run_id, "code": error.code})
+    facts = {"run_id": message.run_id, "code": error.code, "problem": error.message}
+    LOG.warning("summary could not be sent", extra=facts)
     again_ = _may_help(app, message, error)
 
     def note(row: RunRow) -> RunRow:
         if not row.mail_left:
-            return row.model_copy(update={"mail_state": MailState.SUMMARY_FAILED})
+            return row.model_copy(update={"mail_state": MailState.SUMMARY_FAILED, "mail_problem": error.message})
         if again_:
             return row
         undelivered = row.mail_undelivered + len(row.mail_left)
@@ -229,6 +230,7 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
         run_id=run.run_id,
         state=run.state,
         preview=run.preview and not run.verify,
+        verify=run.verify,
         window=run.window,
         since=run.since,
         until=run.until,

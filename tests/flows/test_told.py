@@ -1,0 +1,51 @@
+"""What an operator is told while something outside does not work: the reason stands on the run, not only in a log."""
+
+import pytest
+
+from sandbox.mailbox import MailFaultKind
+from sandbox.simulator import FaultKind
+from shared.errors import MappingError
+from shared.state.rows import MailState, RunState
+from sync import repairs, views
+from tests.flows.world import World
+
+
+def test_run_that_waits_says_why(world: World) -> None:
+    """A run that waits for a system names it, since when, and what its answer was."""
+    world.add_case()
+    world.dynamics.add_fault(FaultKind.STATUS, status=503, times=0)
+    run = world.start()
+
+    world.pump.run(until=lambda: world.run_row(run.run_id).state is RunState.WAITING)
+
+    waiting = views.run_view(world.app, world.run_row(run.run_id))["waiting"]
+    assert waiting["for"] == "dynamics365"
+    assert "503" in waiting["why"]
+
+
+def test_mail_that_fails_says_why(world: World) -> None:
+    """A summary that the mail server refuses is told on the run with the server's word, and no longer once it is sent."""
+    world.add_case()
+    world.mailbox.add_mail_fault(MailFaultKind.REFUSE_MESSAGE, code=452)
+    run = world.start()
+
+    world.pump.run(until=lambda: world.run_row(run.run_id).mail_state is MailState.SUMMARY_FAILED)
+
+    failed = views.run_view(world.app, world.run_row(run.run_id))["mail"]
+    world.pump.run()
+    sent = views.run_view(world.app, world.run_row(run.run_id))["mail"]
+    assert "452" in failed["problem"]
+    assert (sent["state"], sent["problem"]) == (MailState.SENT, "")
+
+
+@pytest.mark.parametrize("action", list(repairs.ACTIONS))
+def test_preview_has_nothing_to_repair(world: World, action: str) -> None:
+    """A retry of a preview would write what the preview promised not to write."""
+    world.add_case(title="")
+    run = world.sync(preview=True)
+
+    with pytest.raises(MappingError, match="was a preview") as caught:
+        repairs.ACTIONS[action](world.app, run, "test")
+
+    assert caught.value.code == "nothing_to_repair"
+    assert len(world.runs()) == 1
