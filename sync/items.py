@@ -38,7 +38,7 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     read_records(flow, works)
     each(works, lambda work: map_work(flow, work))
     load_links(flow, run, works)
-    each(works, lambda work: scope(flow, work))
+    each(works, lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
     pending = [work for work in works if work.open and needs_vendor(work)]
     resolve_references(flow, run, pending, create=create_references and not run.preview)
@@ -142,7 +142,7 @@ def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
         work.linked = True
 
 
-def scope(flow: Flow, work: Work) -> None:
+def scope(flow: Flow, run: RunRow, work: Work) -> None:
     """Settle what is out of scope: nothing is created there, and a linked record is treated as `gone` says."""
     row, gone = work.source, flow.recipe.gone
     has_link = work.link is not None and bool(work.link.other_key)
@@ -157,6 +157,8 @@ def scope(flow: Flow, work: Work) -> None:
     elif gone.action is not GoneAction.WRITE:
         text = "was deleted" if work.deleted else "no longer meets the recipe's condition"
         work.end(Outcome.SKIPPED, "left_scope", f"The record {text}; its target is left as it is.")
+    elif work.link is not None and work.link.gone % 2 and (outcome := _done_before(run, work)) is not None:
+        work.end(outcome)
     elif work.link is not None and work.link.gone % 2:
         work.end(Outcome.UNCHANGED, "gone", "That the record is over has been written already.")
     else:
@@ -313,13 +315,19 @@ def settle_without_write(flow: Flow, run: RunRow, work: Work) -> None:
     elif decision.action is Action.NOTHING and work.link and work.link.other_key and not work.scope_changed:
         if not run.preview and _has_learned(flow, work):
             return
-        wrote = (work.link.run_id, work.link.event_id, work.link.wrote_version)
-        repeated = wrote == (run.run_id, work.event_id, work.source.version)
-        work.end(Outcome(work.link.outcome) if repeated and work.link.outcome else Outcome.UNCHANGED)
+        work.end(_done_before(run, work) or Outcome.UNCHANGED)
     elif run.preview:
         created = decision.action is Action.CREATE
         adopted = not created and not (work.link and work.link.other_key)
         work.end(Outcome.CREATED if created else Outcome.ADOPTED if adopted else Outcome.UPDATED)
+
+
+def _done_before(run: RunRow, work: Work) -> Outcome | None:
+    """Return what an earlier attempt of this run came to, if it wrote this version: a repeat says the same."""
+    if work.link is None or not work.link.outcome:
+        return None
+    wrote = (work.link.run_id, work.link.event_id, work.link.wrote_version)
+    return Outcome(work.link.outcome) if wrote == (run.run_id, work.event_id, work.source.version) else None
 
 
 def _has_learned(flow: Flow, work: Work) -> bool:

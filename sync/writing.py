@@ -46,7 +46,7 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
     for work in works:
         if work.open and work.mapped is None:
             each([work], lambda work: map_work(flow, work))
-            each([work], lambda work: scope(flow, work))
+            each([work], lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
     ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
     book.claim_together([_wanted(flow, work) for work in works if work.open])
@@ -114,7 +114,7 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
     """Forget what was prepared: another message has worked this record meanwhile."""
     work.target, work.matched, work.mapped, work.references = None, False, None, {}
     map_work(flow, work)
-    scope(flow, work)
+    scope(flow, run, work)
     if not work.open:
         return
     decide_work(flow, run, work)
