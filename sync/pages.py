@@ -5,6 +5,7 @@ replays the manifest. What a page can settle by itself (unchanged, skipped, unma
 is one message.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import TypeVar
@@ -27,6 +28,7 @@ from shared.state.rows import (
     RunState,
     key_text,
 )
+from shared.state.storage import SideBySide
 from shared.state.tables import RowChangedError, RowExistsError
 from sync import bulk, items, outcomes, runs, writing
 from sync.app import App
@@ -43,6 +45,7 @@ M = TypeVar("M", PageMessage, ItemsMessage)
 
 OPEN_LINK = "open"  # page of the failed records that a run takes along
 IDS_PAGE = 100
+_SIDE_BY_SIDE = SideBySide()
 
 
 # -- listing ------------------------------------------------------------------------------------------------------
@@ -60,6 +63,7 @@ def list_page(app: App, message: PageMessage, message_id: str) -> None:
             if message.release:
                 _release_page(app, flow, run, message, owner)
             else:
+                _describe_ahead(flow)
                 _list_page(app, flow, _begin(app, flow, run), message, owner)
         except (RemoteError, ConfigError) as exc:
             _later_or_fail(app, flow, run, message, message_id, exc)
@@ -98,6 +102,23 @@ def _begin(app: App, flow: Flow, run: RunRow) -> RunRow:
         return stored.model_copy(update=changes)
 
     return app.update_run(run.run_id, begin) or run
+
+
+def _describe_ahead(flow: Flow) -> None:
+    """Have both systems described side by side where this worker does not know them yet.
+
+    What a system refuses to describe is told by whoever needs it.
+    """
+
+    def describe(side: str) -> None:
+        with contextlib.suppress(RejectedError):
+            if side == "source":
+                flow.source_type()
+            else:
+                flow.target_type()
+                flow.find_types()
+
+    _SIDE_BY_SIDE.map(describe, ("source", "target"))
 
 
 def _validate_once(app: App, flow: Flow) -> None:
@@ -407,11 +428,12 @@ def _note_outage(app: App, run_id: str, later: Again) -> None:
     """Show on the run that a system does not answer, and since when."""
     if not later.outage_of:
         return
+    LOG.warning("a system does not answer", extra={"run_id": run_id, "connection": later.outage_of, "code": later.code})
 
     def wait(run: RunRow) -> RunRow:
         if run.state not in (RunState.QUEUED, RunState.RUNNING):
             return run
         changes = {"state": RunState.WAITING, "waiting_since": app.now(), "waiting_for": later.outage_of}
-        return run.model_copy(update=changes)
+        return run.model_copy(update=changes | {"waiting_why": later.message})
 
     app.update_run(run_id, wait)

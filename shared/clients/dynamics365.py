@@ -4,10 +4,12 @@ Follows https://learn.microsoft.com/power-apps/developer/data-platform/webapi/. 
 the vendor's relative functions, which depend on a time zone that nobody sees; page links are followed as they are.
 """
 
+import contextvars
 import dataclasses
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -95,12 +97,13 @@ class Dynamics365:
         self._bulk_page_size = max(1, min(bulk_page_size, MAX_PAGE_SIZE))
         self._tables: dict[str, Table] = {}
         self._record_types: dict[str, RecordType] = {}
-        self._lock = threading.RLock()  # held while a table is described, so that threads do not all ask
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.RLock] = {}  # held while a table is described, so that threads do not all ask
 
     # -- System -------------------------------------------------------------------------------------------------------
 
     def describe(self, record: str) -> RecordType:
-        with self._lock:
+        with self._lock_of(record):
             if record not in self._record_types:
                 self._record_types[record] = self._read_record_type(record)
             return self._record_types[record]
@@ -262,18 +265,25 @@ class Dynamics365:
     def _table(self, record: str) -> Table:
         if (known := self._tables.get(record)) is not None:
             return known
-        with self._lock:
+        with self._lock_of(record):
             if record not in self._tables:
                 self._tables[record] = self._read_table(record)
             return self._tables[record]
+
+    def _lock_of(self, record: str) -> threading.RLock:
+        with self._lock:
+            return self._locks.setdefault(record, threading.RLock())
 
     def _read_table(self, record: str) -> Table:
         if not NAME.fullmatch(record):
             raise RejectedError("This is not a name of a Dynamics 365 table.", code="unknown_record_type")
         try:
             set_name, key = KNOWN_TABLES.get(record) or self._read_address(record)
-            rows = self._read_attributes(record, "", "LogicalName,AttributeType,IsValidForCreate,IsValidForUpdate")
-            lookups = self._read_attributes(record, "LookupAttributeMetadata", "LogicalName,Targets")
+            rows, lookups = self._read_attributes(
+                record,
+                ("", "LogicalName,AttributeType,IsValidForCreate,IsValidForUpdate", ""),
+                ("LookupAttributeMetadata", "LogicalName,Targets", ""),
+            )
         except RejectedError as exc:
             if exc.status == 404:
                 raise RejectedError(
@@ -303,22 +313,30 @@ class Dynamics365:
         )
         return str(answer.data["EntitySetName"]), str(answer.data["PrimaryIdAttribute"])
 
-    def _read_attributes(self, record: str, cast: str, select: str, expand: str = "") -> list[dict[str, Any]]:
-        path = f"{ROOT}EntityDefinitions(LogicalName='{record}')/Attributes" + (f"/{CAST}{cast}" if cast else "")
-        options = {"$select": select} | ({"$expand": expand} if expand else {})
-        return _read_list(self._get(path, action=f"describe {record}", query=options))
+    def _read_attributes(self, record: str, *asks: tuple[str, str, str]) -> list[list[dict[str, Any]]]:
+        """Read attributes of several kinds side by side: each ask is a kind, what to select and what to expand."""
+        address = f"{ROOT}EntityDefinitions(LogicalName='{record}')/Attributes"
+
+        def read(ask: tuple[str, str, str]) -> list[dict[str, Any]]:
+            cast, select, expand = ask
+            options = {"$select": select} | ({"$expand": expand} if expand else {})
+            path = address + (f"/{CAST}{cast}" if cast else "")
+            return _read_list(self._get(path, action=f"describe {record}", query=options))
+
+        with ThreadPoolExecutor(len(asks), thread_name_prefix="dynamics365-describe") as pool:
+            futures = [pool.submit(contextvars.copy_context().run, read, ask) for ask in asks]
+            return [future.result() for future in futures]
 
     def _read_record_type(self, record: str) -> RecordType:
         table = self._table(record)
-        lengths = {
-            row["LogicalName"]: row.get("MaxLength")
-            for cast in CAST_OF_LENGTHS
-            for row in self._read_attributes(record, cast, "LogicalName,MaxLength")
-        }
+        asks = [(cast, "LogicalName,MaxLength", "") for cast in CAST_OF_LENGTHS]
+        asks += [(cast, "LogicalName", "OptionSet($select=Options)") for cast in CAST_OF_CHOICES]
+        answers = self._read_attributes(record, *asks)
+        lengths = {row["LogicalName"]: row.get("MaxLength") for rows in answers[: len(CAST_OF_LENGTHS)] for row in rows}
         choices = {
             row["LogicalName"]: _read_options(row.get("OptionSet"))
-            for cast in CAST_OF_CHOICES
-            for row in self._read_attributes(record, cast, "LogicalName", "OptionSet($select=Options)")
+            for rows in answers[len(CAST_OF_LENGTHS) :]
+            for row in rows
         }
         fields = {
             column.name: FieldType(

@@ -89,12 +89,13 @@ class ServiceNow:
         self._tables: dict[str, Table] = {}
         self._record_types: dict[str, RecordType] = {}
         self._pools: dict[Lane, ThreadPoolExecutor] = {}
-        self._lock = threading.RLock()  # held while a table is described, so that threads do not all ask
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.RLock] = {}  # held while a table is described, so that threads do not all ask
 
     # -- System -------------------------------------------------------------------------------------------------------
 
     def describe(self, record: str) -> RecordType:
-        with self._lock:
+        with self._lock_of(record):
             if record not in self._record_types:
                 table = self._table(record)
                 asked = f"nameIN{','.join(table.lineage)}^inactive=false"
@@ -366,7 +367,7 @@ class ServiceNow:
     def _table(self, record: str) -> Table:
         if (known := self._tables.get(record)) is not None:
             return known
-        with self._lock:
+        with self._lock_of(record):
             if record not in self._tables:
                 lineage = self._read_lineage(query.check_name(record))
                 fields = ("name", "element", "internal_type", "max_length", "reference", "read_only", "choice")
@@ -378,6 +379,10 @@ class ServiceNow:
                 ]
                 self._tables[record] = build_table(record, lineage, rows)
             return self._tables[record]
+
+    def _lock_of(self, record: str) -> threading.RLock:
+        with self._lock:
+            return self._locks.setdefault(record, threading.RLock())
 
     def _read_lineage(self, record: str) -> tuple[str, ...]:
         lineage, name = [], record
