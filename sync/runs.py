@@ -316,7 +316,9 @@ def _account(app: App, run: RunRow) -> RunRow:
     """Add up the pages whose results are all in, and note whether anything moved."""
     counts, warnings, done, partial = Counter(run.counts), run.warnings, run.pages_done, 0
     for page in app.tables.query(PageRow, run.run_id, row_from=f"{done:06d}", limit=PAGES_LOOKED_AT):
-        results = list(app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED))
+        whole = page.page == done and page.fanned_out
+        columns = COUNTED if whole else ("key", "outcome")  # of the others only how many there are
+        results = list(app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=columns))
         final = {result.key: result for result in results if result.outcome is not Outcome.HELD}
         if page.page != done or not page.fanned_out or not set(page.keys) <= final.keys():
             partial += len(final)  # counted for good when its turn comes
