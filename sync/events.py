@@ -39,13 +39,20 @@ DELETED = "Delete"
 
 
 def work_event(app: App, first: Taken[EventMessage]) -> None:
-    """Work an event, and those that wait behind it."""
-    waiting = app.queues.take_more(EventMessage, MOST_TOGETHER - 1, app.settings.queue_lease_s)
-    for recipe, group in _by_recipe([first, *waiting]).items():
-        with attempt.attempt(recipe=recipe):
-            _work_together(app, recipe, group)
-    for taken in waiting:
-        app.queues.done(taken)
+    """Work an event, and those that wait behind it.
+
+    One whose worker died may be what killed it: it takes nobody along, and is worked alone after those it came with.
+    """
+    died = first.dequeue_count > 1
+    waiting = [] if died else app.queues.take_more(EventMessage, MOST_TOGETHER - 1, app.settings.queue_lease_s)
+    together = [first, *(taken for taken in waiting if taken.dequeue_count == 1)]
+    for group in [together, *([taken] for taken in waiting if taken.dequeue_count > 1)]:
+        for recipe, events in _by_recipe(group).items():
+            with attempt.attempt(recipe=recipe):
+                _work_together(app, recipe, events)
+        for taken in group:
+            if taken is not first:
+                app.queues.done(taken)
 
 
 def _by_recipe(events: Sequence[Taken[EventMessage]]) -> dict[str, list[Taken[EventMessage]]]:

@@ -7,6 +7,7 @@ before it is fanned out; a message whose preparation is missing or old prepares 
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -22,6 +23,8 @@ from sync.matching import find_matches
 from sync.recipe import GoneAction
 from sync.references import Ask, Reference
 from sync.work import Work, each
+
+LOG = logging.getLogger(__name__)
 
 
 def works_of(items: Iterable[ItemModel], *, page: int, owner: str) -> list[Work]:
@@ -222,13 +225,16 @@ def resolve_references(flow: Flow, run: RunRow, works: Sequence[Work], *, create
             if rule.find.write.may_change:  # the record is kept in step too: a batch of its own
                 answers = sync_found(flow, run, rule.find, list(zip(asking, asks, strict=True)))
             else:
-                answers = references.resolve(flow, rule.find, asks, create=create)
+                answers = [*references.resolve(flow, rule.find, asks, create=create)]
         except (StateError, ConfigError):
             raise
         except SyncError as exc:
             answers = [exc] * len(asks)
+        except Exception as exc:
+            LOG.exception("references could not be resolved")
+            answers = [exc] * len(asks)
         for work, answer in zip(asking, answers, strict=True):
-            if isinstance(answer, SyncError):
+            if isinstance(answer, Exception):
                 work.error = answer
             elif answer.missing and run.preview:
                 work.references[name] = Reference(
@@ -251,14 +257,16 @@ def look_targets_up(flow: Flow, works: Sequence[Work]) -> None:
 
 
 def guarded(flow: Flow, works: list[Work], step: Callable[[Flow, list[Work]], None]) -> None:
-    """Do a step that asks a vendor for many records; when it fails, it fails for all of them."""
+    """Do a step for many records together; when it fails, it fails for all of them, and each is tried again alone."""
     if not works:
         return
     try:
         step(flow, works)
     except (StateError, ConfigError):
         raise
-    except SyncError as exc:
+    except Exception as exc:
+        if not isinstance(exc, SyncError):
+            LOG.exception("a step for many records failed unexpectedly")
         for work in works:
             work.error = work.error or exc
 

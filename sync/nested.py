@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from shared.clients.system import Row
-from shared.errors import MappingError, SyncError
+from shared.errors import MappingError
 from shared.state.rows import ItemModel, RunRow
 from sync import bulk, links
 from sync.flow import Flow
@@ -18,7 +18,7 @@ from sync.references import Ask, Reference, kinds_of
 from sync.work import Work
 
 
-def sync_found(flow: Flow, run: RunRow, find: Find, asks: Sequence[tuple[Work, Ask]]) -> list[Reference | SyncError]:
+def sync_found(flow: Flow, run: RunRow, find: Find, asks: Sequence[tuple[Work, Ask]]) -> list[Reference | Exception]:
     """Keep the records that fields refer to in step, equal ones once, and return what a reference to each holds."""
     inner: dict[str, tuple[Flow, Work]] = {}
     for work, ask in asks:
@@ -54,11 +54,9 @@ def _part_of(row: Row, ask: Ask, key: str, under: Flow) -> Row:
     return Row(key, fields, version=version, url=under.source.url(under.recipe.source.record, key))
 
 
-def _answer(flow: Flow, work: Work, ask: Ask) -> Reference | SyncError:
-    if isinstance(work.error, SyncError):
-        return work.error
+def _answer(flow: Flow, work: Work, ask: Ask) -> Reference | Exception:
     if work.error is not None:
-        raise work.error
+        return work.error
     target = work.written or work.target
     key = links.target_key(flow, work.link) if work.link and work.link.other_key else target.key if target else None
     if key is None:

@@ -1,0 +1,78 @@
+"""One record's trouble stays its own, however it was worked: with a page, with events that wait together, inside another."""
+
+from typing import Any
+
+import pytest
+
+from shared.state.rows import Outcome
+from sync import events, items
+from tests.flows.contacts import ContactWorld
+from tests.flows.world import Killed, World
+
+
+def test_event_that_kills_its_workers_takes_nobody_along(
+    contact_world: ContactWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that were worked together with a deadly one are delivered again, and none of them dies with it for good."""
+    world = contact_world
+    deadly = world.contact("deadly@customer.example")
+    work = events._work_together
+
+    def die(app: Any, recipe: str, group: Any) -> None:
+        if any(taken.message.key == deadly for taken in group):
+            raise Killed("by its content")
+        work(app, recipe, group)
+
+    monkeypatch.setattr(events, "_work_together", die)
+    ids = [world.hook("contact", world.contact(f"c{number}@customer.example"), "Create") for number in range(5)]
+    fatal = world.hook("contact", deadly, "Create")
+    ids += [world.hook("contact", world.contact(f"d{number}@customer.example"), "Create") for number in range(5)]
+
+    world.pump.run()
+
+    assert (world.event(fatal).outcome, world.event(fatal).reason) == (Outcome.FAILED, "worker_died")
+    assert {world.event(event_id).outcome for event_id in ids} == {Outcome.CREATED}
+
+
+def test_record_that_no_step_can_take_fails_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours in what a page does together costs one record, not the page's run."""
+    cases = [world.add_case(f"Case {number}") for number in range(3)]
+    find_matches = items.find_matches
+
+    def stumble(target: Any, record: str, paths: Any, rules: Any, asks: Any) -> Any:
+        if any(mapped.key == cases[1] for mapped, _ in asks):
+            raise KeyError("a bug of ours")
+        return find_matches(target, record, paths, rules, asks)
+
+    monkeypatch.setattr(items, "find_matches", stumble)
+
+    run = world.sync()
+
+    results = world.results(run)
+    assert (results[cases[1]].outcome, results[cases[1]].reason) == (Outcome.FAILED, "internal_error")
+    assert [results[case].outcome for case in (cases[0], cases[2])] == [Outcome.CREATED] * 2
+
+
+def test_company_that_no_step_can_take_fails_its_contacts_alone(
+    contact_world: ContactWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of ours about one company fails its contact; the contacts beside it are worked."""
+    world = contact_world
+    bad, good = world.account("Bad"), world.account("Good")
+    map_work = items.map_work
+
+    def stumble(flow: Any, work: Any) -> None:
+        if work.key == bad:
+            raise KeyError("a bug of ours")
+        map_work(flow, work)
+
+    monkeypatch.setattr(items, "map_work", stumble)
+    ids = [
+        world.hook("contact", world.contact(f"{name}@customer.example", account), "Create")
+        for name, account in (("bad", bad), ("good", good))
+    ]
+
+    world.pump.run()
+
+    assert [world.event(each).outcome for each in ids] == [Outcome.FAILED, Outcome.CREATED]
+    assert world.event(ids[0]).reason == "internal_error"
