@@ -132,11 +132,6 @@ def _question_is_old(field: MappedField, link: LinkRow, target_record: str, dige
     return stored is not None and digests.matches(question_of(field), stored)
 
 
-def needs_target(decision: Decision) -> bool:
-    """Tell whether a decision made without the target's row has to be made again with it."""
-    return decision.action is Action.UPDATE
-
-
 def decide(
     block: Block,
     mapped: Mapped,

@@ -18,13 +18,8 @@ from sync.flow import Flow
 CLAIM_PAUSE_S = 2.0  # the least wait for somebody else's claim
 
 
-def find_link(flow: Flow, key: str) -> LinkRow | None:
-    """Find the link of a source record, made by this recipe or by one in the other direction."""
-    return find_links(flow, [key])[key]
-
-
 def find_links(flow: Flow, keys: list[str]) -> dict[str, LinkRow | None]:
-    """Find the links of many source records."""
+    """Find the links of many source records, made by this recipe or by one in the other direction."""
     blank = {key: LinkRow(pair=flow.pair, side=flow.source_name, key=key) for key in keys}
     rows = flow.tables.get_many(LinkRow, [(row.partition_key, row.row_key) for row in blank.values()])
     found: dict[str, LinkRow | None] = dict(zip(blank, rows, strict=True))

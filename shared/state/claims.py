@@ -26,11 +26,6 @@ class Taken(Generic[R]):
     was_ours: bool = False  # it was ours already
     changed: bool = False  # the row says something else than the one we had (claim apart)
 
-    @property
-    def ambiguous(self) -> bool:
-        """Whether a create of the earlier claim may have happened, or may still happen."""
-        return self.create_by is not None
-
 
 @dataclasses.dataclass(frozen=True)
 class Held:

@@ -64,7 +64,7 @@ def test_first_claim_is_taken_by_insert(tables, row):
 
     assert taken == Taken(taken.row)
     assert taken.row.claim.owner == "m1"
-    assert not taken.ambiguous
+    assert taken.create_by is None
     assert tables.operations.total() - before == 1
 
 
@@ -96,7 +96,7 @@ def test_claim_that_is_over_is_taken_with_its_doubt(tables):
 
     taken = take(tables, link("m2", LATER), now=LATER)
 
-    assert (taken.ambiguous, taken.was_ours, taken.changed) == (True, False, False)
+    assert (taken.create_by is not None, taken.was_ours, taken.changed) == (True, False, False)
     assert taken.row.claim.owner == "m2"
     assert taken.row.claim.create_by == taken.create_by == NOON + timedelta(seconds=90)
 
