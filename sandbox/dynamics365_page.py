@@ -16,7 +16,7 @@ body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:72rem;padding:1r
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 a{color:var(--accent)}nav a{margin-right:1rem}
 table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
 th{font-size:.8rem;color:#777}tr:hover td{background:var(--soft)}
 form.search{display:flex;gap:.5rem;margin:1rem 0}
 input,select,textarea,button{font:inherit;padding:.4rem .6rem;border:1px solid var(--line);border-radius:.4rem;max-width:100%;box-sizing:border-box}
@@ -25,7 +25,7 @@ textarea{min-height:8rem}button{background:var(--accent);color:#fff;border:0;pad
 .error{border-left:4px solid #c33;padding:.5rem 1rem;background:var(--soft)}
 dl{display:grid;grid-template-columns:minmax(8rem,14rem) 1fr;gap:.2rem 1rem}dt{color:#777}dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 @media(max-width:40rem){thead{display:none}tr{display:block;border-bottom:2px solid var(--line);padding:.4rem 0}
-td{display:block;border:0;padding:.1rem .2rem}td:before{content:attr(data-name) ": ";color:#777;font-size:.8rem}dl{display:block}dd{margin-bottom:.5rem}}
+td{display:block;border:0;padding:.1rem .2rem;overflow-wrap:anywhere}td:before{content:attr(data-name) ": ";color:#777;font-size:.8rem}dl{display:block}dd{margin-bottom:.5rem}}
 """
 LISTS = {  # table -> heading, columns shown
     "incident": (

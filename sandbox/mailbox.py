@@ -324,17 +324,20 @@ def _page(template: str, **values: Any) -> web.Response:
     return web.Response(text=body, content_type="text/html", headers={"Content-Security-Policy": policy})
 
 
-HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Mailbox</title><style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd }
-pre { white-space: pre-wrap; background: #f5f5f5; padding: 1rem } iframe { width: 100%; height: 36rem; border: 1px solid #ddd }
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Mailbox</title><style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem } h1 { font-size: 1.4rem } h2 { font-size: 1.1rem }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f5f5; padding: 1rem }
+iframe { width: 100%; height: 40rem; border: 1px solid #ddd; box-sizing: border-box }
+@media (max-width: 40rem) { th { display: none } tr { display: block; padding: .5rem 0; border-bottom: 1px solid #ddd } td { display: block; border: 0; padding: 0 } }
 </style>"""
 
 LIST_PAGE = """<h1>Mailbox</h1><p>Everything sent to SMTP port {{ port }} of this machine; nothing is delivered.</p>
 <table><tr><th>At (UTC)<th>To<th>Subject</tr>
 {% for mail in mails %}<tr><td>{{ mail.at.strftime("%Y-%m-%d %H:%M:%S") }}<td>{{ mail.recipients | join(", ") }}
 <td><a href="/messages/{{ mail.number }}">{{ mail.message["Subject"] or "(no subject)" }}</a></tr>
-{% else %}<tr><td colspan="3">No mail yet.</tr>{% endfor %}</table>"""
+{% else %}<tr><td colspan="3">No mail yet: it comes when a run has ended.</tr>{% endfor %}</table>"""
 
 MAIL_PAGE = """<p><a href="/">All mails</a></p><h1>{{ mail.message["Subject"] or "(no subject)" }}</h1>
 <p>From {{ mail.message["From"] }} to {{ mail.message["To"] }}, {{ mail.at.strftime("%Y-%m-%d %H:%M:%S") }} UTC.

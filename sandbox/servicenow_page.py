@@ -22,14 +22,14 @@ EDITABLE = (
 _STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.45 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:1rem}
 h1{font-size:1.3rem}a{color:#1a6fb5}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #8884;vertical-align:top;overflow-wrap:anywhere}
+th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #8884;vertical-align:top;overflow-wrap:break-word}
 ul.counts{display:flex;flex-wrap:wrap;gap:.4rem 1rem;list-style:none;padding:0;font-size:.9rem}
 form.edit{display:grid;gap:.6rem;max-width:40rem;margin:1rem 0}label{display:grid;gap:.2rem;font-size:.9rem}
 input,select,textarea,button{font:inherit;padding:.4rem;box-sizing:border-box;width:100%}button{width:auto}
 .search{display:flex;gap:.5rem;max-width:40rem}.error{background:#b003;padding:.6rem;border-left:4px solid #b00}
 pre{white-space:pre-wrap;margin:0;font:inherit}
 @media(max-width:40rem){table.list thead{display:none}table.list tr{display:block;padding:.5rem 0;border-bottom:1px solid #8886}
-table.list td{display:flex;gap:.6rem;border:0;padding:.1rem 0}table.list td::before{content:attr(data-name);min-width:7rem;opacity:.7}}
+table.list td{display:flex;gap:.6rem;border:0;padding:.1rem 0;overflow-wrap:anywhere}table.list td::before{content:attr(data-name);min-width:7rem;opacity:.7}}
 """
 _LIST = (
     ("Number", "number"),

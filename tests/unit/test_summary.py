@@ -408,6 +408,14 @@ def test_group_tells_what_happened_not_only_its_code():
     assert "2 x Ambiguous match: Several target records match; none was chosen. For example: 2 incidents" in email.text
 
 
+def test_long_words_break_on_a_phone():
+    """An address that is wider than a phone does not push the mail off its right edge."""
+    email = build_summary(dataclasses.replace(FACTS, created=(RecordLink("a" * 60 + "@example.com"),)))
+
+    (layout,) = [line for line in email.html.splitlines() if "max-width:600px" in line]
+    assert "word-break:break-word" in layout
+
+
 def test_digest_counts_no_successes():
     """A digest knows what failed, not how many went well: it shows no zero for them."""
     email = build_digest(
