@@ -23,6 +23,9 @@ MARGIN_S = 3.0  # after a lease's end before it is believed: the storage's time 
 WAIT_LEASE_S = 15.0  # how long a process that holds nothing is believed to wait
 TURN_S = 5.0  # how long a permit is kept when there are fewer of them than processes that want one
 CHUNK = 200  # calls of a budget that a process takes at once, at the most
+FEW = (
+    16  # … of one of seconds, or four times what it needs: another process has none until these are used or given back
+)
 
 
 class Block(BaseModel):
@@ -225,7 +228,8 @@ def _hand_out_calls(
             else:
                 left = max(0, limits.calls(budget, pool) - used)
                 wanted = ask.demand.get(pool, 0) + short
-                got = min(left, CHUNK, max(1, math.ceil(left / (rivals + 1)))) if wanted > in_hand else 0
+                most = max(FEW, 4 * wanted) if budget.seconds else CHUNK
+                got = min(left, CHUNK, most, max(1, math.ceil(left / (rivals + 1)))) if wanted > in_hand else 0
                 short = max(0, wanted - in_hand - got) if pool == "event" else 0
             if got:
                 after[key], calls[key] = used + got, got

@@ -242,3 +242,16 @@ def test_block_of_no_permits_waits_for_a_short_time_only():
 
     assert isinstance(row.blocks["b"], Block)
     assert row.blocks["b"].until < row.blocks["a"].until
+
+
+def test_process_takes_few_calls_of_a_short_slot():
+    """What one process holds and does not use, another one lacks until the slot ends: it takes what it soon needs."""
+    budget = Budget(50, seconds=20)
+    limits = Limits(5, budgets=(budget,))
+    key = call_key(budget, budget.slot(NOON), "run")
+
+    modest = settle_all(limits, ask("a", run=1))
+    busy = settle_all(limits, ask("a", run=40))
+
+    assert modest.calls == {key: 16}
+    assert busy.calls == {key: 40}
