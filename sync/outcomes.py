@@ -70,12 +70,20 @@ def again_of(flow: Flow, work: Work) -> Again | None:
     """Say whether an errored work is to be tried later; None where its error is final."""
     error = work.error
     match error:
+        case RateLimitedError(code="claim_held"):
+            return Again(_growing_wait_s(flow, work, 1.0, error.retry_after_s), False, error.code, error.message)
         case RateLimitedError():
             return Again(max(1.0, error.retry_after_s), False, error.code, error.message)
         case AmbiguousWriteError():
             return Again(flow.target.transaction_s + 1, True, error.code, error.message)
         case TransientError() if error.status in OUTAGE_STATUSES:
-            return Again(_outage_delay_s(flow, work), False, error.code, error.message, error.connection)
+            return Again(
+                _growing_wait_s(flow, work, FIRST_DELAY_S, LONGEST_DELAY_S),
+                False,
+                error.code,
+                error.message,
+                error.connection,
+            )
         case TransientError():
             return Again(_growing_delay_s(work.attempts), True, error.code, error.message)
         case SyncError():
@@ -89,10 +97,10 @@ def _growing_delay_s(attempts: int) -> float:
     return float(min(LONGEST_DELAY_S, FIRST_DELAY_S * 3 ** (attempts - 1)))
 
 
-def _outage_delay_s(flow: Flow, work: Work) -> float:
-    """Wait half as long as the record has waited already: short outages end soon, long ones are not hammered."""
+def _growing_wait_s(flow: Flow, work: Work, first_s: float, most_s: float) -> float:
+    """Wait half as long as the record has waited already: what is short ends soon, what is long is not hammered."""
     waited_s = (flow.now() - work.first_sent_at).total_seconds() if work.first_sent_at else 0.0
-    return min(LONGEST_DELAY_S, max(FIRST_DELAY_S, waited_s / 2))
+    return min(most_s, max(first_s, waited_s / 2))
 
 
 def fail(work: Work, code: str, message: str) -> None:
