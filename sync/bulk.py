@@ -21,7 +21,7 @@ from sync.app import App
 from sync.flow import Flow
 from sync.work import Work
 
-CHUNK = 100  # records that are claimed before the first of them is written
+CHUNK = 125  # records that are claimed before the first of them is written
 _SIDE_BY_SIDE = SideBySide()
 
 A = TypeVar("A")
