@@ -3,6 +3,7 @@
 #   make demo      the demonstration: cases become incidents, on this machine, without accounts   RECORDS=300
 #   make start     keeps the same running, to click through; Ctrl-C ends it                        PORTS=7100
 #   make test      all tests                                                                       ARGS="-k mail"
+#   make faults    breaks every outgoing call in every way: half an hour, on 4 cores              ARGS="--bounded"
 #   make check     what CI checks besides the tests
 #   make audit     asks a public service for known faults of what is deployed; needs the network
 #   make format    formats the code
@@ -14,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo start test check audit format lock docs bench clean
+.PHONY: help demo start test check audit format lock docs bench faults clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
@@ -62,6 +63,9 @@ format: $(DEV_READY)
 docs: $(DEV_READY)
 	$(BIN)/python cli.py docs
 	$(BIN)/python cli.py schema
+
+faults: $(DEV_READY)
+	@$(BIN)/python -m faults.sweep --write $(ARGS)
 
 bench: $(RUN_READY)
 	@$(BIN)/python -m benchmarks.cases $(ARGS)
