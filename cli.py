@@ -11,8 +11,9 @@ from shared.errors import ConfigError, SyncError
 from shared.settings import load_settings
 from shared.settings_page import settings_table
 from sync import checks
-from sync.app import build_app
+from sync.app import App, build_app
 from sync.catalogue import print_catalogue
+from sync.forget import forget_email
 from sync.reasons import print_reasons
 from sync.recipe import Recipe
 from sync.recipe_loader import load_recipes
@@ -33,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     validate.add_argument(
         "--settings", type=Path, help="a local.settings.json whose Values stand beside the environment's settings"
     )
+    forget = commands.add_parser(
+        "forget", help="take every trace of an email address out of this installation's storage"
+    )
+    forget.add_argument("email")
+    forget.add_argument("--settings", type=Path, help="a local.settings.json, as for validate")
     for name, says in (
         ("docs", "print docs/field-mappings.md, docs/reasons.md and docs/settings.md"),
         ("schema", "print recipes/recipe.schema.json"),
@@ -43,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == "validate":
             return _validate(chosen.root) or (_validate_systems(chosen) if chosen.systems else 0)
+        if chosen.command == "forget":
+            count = forget_email(_build(chosen), chosen.email)
+            print(f"{count} row{'s' * (count != 1)} changed; what vendors and mailboxes hold is theirs to forget")
+            return 0
         if chosen.command == "docs":
             pages = {
                 "docs/field-mappings.md": print_catalogue(_load(chosen.root)),
@@ -70,9 +80,7 @@ def _validate(root: Path) -> int:
 
 def _validate_systems(chosen: argparse.Namespace) -> int:
     """Compare every active recipe with what its systems say; a faulty one fails, a warning does not."""
-    values = _read_values(chosen.settings) if chosen.settings else {}
-    os.environ.update({name: value for name, value in values.items() if name not in os.environ and value})
-    app = build_app(load_settings(os.environ), chosen.root / "recipes")
+    app = _build(chosen)
     problems = [
         problem
         for recipe in app.recipes.values()
@@ -84,6 +92,13 @@ def _validate_systems(chosen: argparse.Namespace) -> int:
         print(f"recipes/{name}.yaml is not active: {' and '.join(missing)} is not configured")
     print(f"{len(app.recipes)} compared with their systems, {len(problems)} problem{'s' * (len(problems) != 1)}")
     return int(any(problem.severity is checks.Severity.ERROR for problem in problems))
+
+
+def _build(chosen: argparse.Namespace) -> App:
+    """Build the app from the environment's settings, and those of a file beside them."""
+    values = _read_values(chosen.settings) if chosen.settings else {}
+    os.environ.update({name: value for name, value in values.items() if name not in os.environ and value})
+    return build_app(load_settings(os.environ), chosen.root / "recipes")
 
 
 def _read_values(file: Path) -> dict[str, str]:

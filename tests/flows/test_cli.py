@@ -5,7 +5,15 @@ import json
 import pytest
 
 import cli
+from shared.state.rows import RunRow
+from sync.forget import forget_email
+from sync.recipe_faults import RecipeError
 from tests.flows.world import World
+
+CHILDREN = """
+children:
+  - {record: sys_attachment, match: [file_name], fields: {file_name: title}}
+"""
 
 
 @pytest.fixture
@@ -35,3 +43,24 @@ def test_missing_settings_are_all_named(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "MAIL__HOST" in said
     assert "APP_URL is missing" not in said
+
+
+def test_forget_takes_an_address_out_of_every_run(world):
+    """Recipients are the one place where addresses are stored; the run and its results stay."""
+    world.add_case()
+    world.sync("today")
+    before = list(world.tables.query(RunRow, world.recipe))
+    address = before[0].mail_to[0]
+
+    changed = forget_email(world.app, address.upper())
+
+    after = list(world.tables.query(RunRow, world.recipe))
+    assert changed >= 1
+    assert all(address not in (*run.mail_to, *run.mail_left) for run in after)
+    assert [run.state for run in after] == [run.state for run in before]
+
+
+def test_recipe_with_children_is_refused(world):
+    """What the engine does not work yet is not passed over in silence."""
+    with pytest.raises(RecipeError, match="not worked yet"):
+        world.change_recipe("notify:", CHILDREN + "notify:")
