@@ -89,6 +89,7 @@ class _Judge:
         self.before, self.after = before, after
         self.said: list[str] = []
         self.accounts: set[str] = set()  # whose company must be there
+        self.tried: set[str] = set()  # whose company may be there: it comes before the lead, which may then fail
         self.former = _by_email(before.leads.values())
         self.now = _by_email(after.leads.values())
 
@@ -100,6 +101,7 @@ class _Judge:
             contact = self.after.contacts[contact_id]
             if contact["statecode"] == 0 and _email(contact):
                 sharing[_email(contact)].append(contact)
+                self.tried.add(contact["_parentcustomerid_value"])
         for email, sharers in sharing.items():
             if len(self.former[email]) < 2:
                 self._check_lead(email, sharers)
@@ -162,18 +164,24 @@ class _Judge:
             if len(companies) != 1:
                 self.said.append(f"Account {account_id} should have 1 company and has {len(companies)}.")
             elif account["statecode"] == 0:
-                fields = {name: account[column] for name, column in FIRM.items()}
-                fields |= {"billingStreet": _street(account), "mktoCompanyNotes": _text(account["description"])}
-                differences = _field_differences(companies[0], fields, former.get(account_id, {}))
+                differences = self._company_differences(companies[0], former)
                 self.said += [f"Account {account_id}: {each}" for each in differences]
         for external_id, companies in found.items():
-            if external_id in wanted:
+            if external_id in wanted or (
+                external_id in self.tried and not self._company_differences(companies[0], former)
+            ):
                 continue
             if external_id not in former and external_id not in self.after.accounts:
                 self.said.append(f"Company {companies[0]['id']} is nobody's.")
             elif external_id in former and external_id not in worked:
                 for name in _changed(former[external_id], companies[0], set()):
                     self.said.append(f"Company {companies[0]['id']} was changed: {name}.")
+
+    def _company_differences(self, company: Record, former: Mapping[str, Record]) -> list[str]:
+        account = self.after.accounts[company["externalCompanyId"]]
+        fields = {name: account[column] for name, column in FIRM.items()}
+        fields |= {"billingStreet": _street(account), "mktoCompanyNotes": _text(account["description"])}
+        return _field_differences(company, fields, former.get(company["externalCompanyId"], {}))
 
 
 # -- small parts --------------------------------------------------------------------------------------------------------

@@ -124,6 +124,22 @@ def _changed_fields(before: Snapshot, after: Snapshot) -> dict[str, set[str]]:
     return changes
 
 
+# -- contacts -----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_contacts_become_what_they_should(shown: Shown) -> None:
+    """Webhooks alone bring each saved contact to its lead or its reason; the oracle agrees field by field."""
+    contacts = shown.report.contacts
+
+    assert contacts.differences == []
+    assert {each.reason for each in contacts.told if each.outcome == "failed"} == {
+        "contact_without_email",
+        "email_shared",
+        "ambiguous_match",
+    }
+    assert {"created", "adopted", "updated", "skipped"} <= {each.outcome for each in contacts.told}
+
+
 # -- the oracle notices -------------------------------------------------------------------------------------------------
 
 
@@ -206,5 +222,6 @@ def test_demo_command_ends_well() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the second sync wrote nothing to ServiceNow" in done.stdout
     assert "customer is account" in done.stdout
+    assert "each lead, company and stranger is exactly as it should be" in done.stdout
     assert (ROOT / ".sandbox" / "summary.eml").read_bytes().startswith(b"From: concord@example.com")
     assert "<html" in (ROOT / ".sandbox" / "summary.html").read_text(encoding="utf-8")

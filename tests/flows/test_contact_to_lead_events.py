@@ -1,0 +1,455 @@
+"""Webhook events: repeats, any order, edits in between, the day's run, its digest, and events that wait together."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from shared.state.rows import Outcome, RunState
+from sync.app import App
+from tests.flows.contacts import ACCOUNTS, CONTACTS, ContactWorld, new_contact_world
+from tests.flows.world import NOW, Stage
+
+EMAIL = "ana@customer.example"
+
+
+@pytest.fixture
+def berlin(stage: Stage, tmp_path: Path, prefix: str) -> Iterator[ContactWorld]:
+    """A world whose app lives in Berlin: its day ends at 23:00 UTC in winter."""
+    with new_contact_world(stage, tmp_path / "recipes", prefix, {"TIME_ZONE": "Europe/Berlin"}) as made:
+        yield made
+
+
+def _between(world: ContactWorld, label: str, happen: Callable[[], object]) -> None:
+    """Let something happen once, right after the next call whose label begins so was answered."""
+    carry, waiting = world.wire.carry, [happen]
+
+    def carry_and_more(said: str, call: Callable[[], object]) -> object:
+        answer = carry(said, call)
+        if said.startswith(label) and waiting:
+            waiting.pop()()
+        return answer
+
+    world.wire.carry = carry_and_more  # type: ignore[method-assign]
+
+
+def _work_next(world: ContactWorld) -> None:
+    """Let another worker work the next message that waits, from its beginning to its end."""
+    world.pump._take()
+    delivery = world.pump._next()
+    assert delivery is not None
+    world.pump.deliver(delivery)
+
+
+# -- order ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["in order", "the later one first"])
+def test_two_edits_within_a_second_end_right(contact_world: ContactWorld, first: int) -> None:
+    """Whatever order the events of two edits come in, the lead is as the contact is; the one that finds nothing is unchanged."""
+    world = contact_world
+    contact = world.contact(EMAIL)
+    world.send("contact", contact, "Create")
+    for title in ("Buyer", "Head of buying"):
+        world.edit("contact", contact, jobtitle=title)
+    operations = ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"]
+
+    for operation in (operations[first], operations[1 - first]):
+        world.hook("contact", contact, operation=operation)
+    world.pump.run()
+
+    assert world.lead(EMAIL)["title"] == "Head of buying"
+    assert world.counted([*world.events().values()]) == {"created": 1, "updated": 1, "unchanged": 1}
+
+
+@pytest.mark.parametrize("call", ["dynamics365 GET api/data/v9.2/contacts", "marketo GET rest/v1/leads.json"])
+def test_event_overtaken_by_another_writes_nothing_stale(contact_world: ContactWorld, call: str) -> None:
+    """A worker that has read the contact and is overtaken by the next edit's event does not put the old value back."""
+    world = contact_world
+    contact = world.contact(EMAIL)
+    world.send("contact", contact, "Create")
+    world.edit("contact", contact, jobtitle="Buyer")
+    slow = world.hook("contact", contact)
+
+    def overtake() -> None:
+        world.edit("contact", contact, jobtitle="Head of buying")
+        world.hook("contact", contact)
+        _work_next(world)
+
+    _between(world, call, overtake)
+    world.pump.run()
+
+    assert world.lead(EMAIL)["title"] == "Head of buying"
+    assert world.event(slow).outcome is Outcome.UNCHANGED
+
+
+def test_company_is_not_put_back_by_a_contact_read_before(contact_world: ContactWorld) -> None:
+    """The account within a contact is as old as the reading: what the account's own event wrote meanwhile stays."""
+    world = contact_world
+    account = world.account("Fabrikam")
+    contact = world.contact(EMAIL, account)
+    world.send("contact", contact, "Create")
+    world.edit("account", account, name="Fabrikam North")
+    world.edit("contact", contact, jobtitle="Buyer")
+    slow = world.hook("contact", contact)
+
+    def overtake() -> None:
+        world.edit("account", account, name="Fabrikam Group")
+        world.hook("account", account)
+        _work_next(world)
+
+    _between(world, "dynamics365 GET api/data/v9.2/contacts", overtake)
+    world.pump.run()
+
+    assert world.company(account)["company"] == "Fabrikam Group"
+    assert world.lead(EMAIL)["title"] == "Buyer"
+    assert world.event(slow).outcome is Outcome.UPDATED
+
+
+def test_events_of_one_contact_among_those_that_wait(contact_world: ContactWorld) -> None:
+    """Create and updates of a contact that wait together are worked one after the other: one lead, a result for each."""
+    world = contact_world
+    contact = world.contact(EMAIL)
+    ids = [world.hook("contact", contact, message) for message in ("Update", "Create", "Update")]
+
+    world.pump.run()
+
+    assert len(world.leads()) == 1
+    assert sorted(world.event(event_id).outcome for event_id in ids) == ["created", "unchanged", "unchanged"]
+
+
+def test_event_that_comes_twice_has_one_result(contact_world: ContactWorld) -> None:
+    """Dataverse's second try carries the same operation: it changes neither lead nor result, together or later."""
+    world = contact_world
+    contact = world.contact(EMAIL)
+    operation = "00000000-0000-4000-8000-000000000001"
+
+    event_id = world.hook("contact", contact, "Create", operation)
+    world.hook("contact", contact, "Create", operation)
+    world.pump.run()
+    world.hook("contact", contact, "Create", operation)
+    world.pump.run()
+
+    assert list(world.events()) == [event_id]
+    assert world.event(event_id).outcome is Outcome.CREATED
+    assert len(world.leads()) == 1
+
+
+# -- the day's run --------------------------------------------------------------------------------------------------------
+
+
+def test_events_of_a_day_form_one_run(berlin: ContactWorld) -> None:
+    """The run shows counts and failures like any other; it closes after midnight in the app's zone."""
+    world = berlin
+    world.send("contact", world.contact(EMAIL), "Create")
+    world.send("contact", world.contact(None), "Create")
+    open_run = world.event_run()
+
+    world.advance_to(datetime(2026, 3, 10, 23, 1, tzinfo=UTC))
+    world.tick_for(10)
+
+    run = world.run_row(open_run)
+    assert open_run.state is RunState.RUNNING
+    assert (run.since, run.until) == (
+        datetime(2026, 3, 9, 23, 0, tzinfo=UTC),
+        datetime(2026, 3, 10, 23, 0, tzinfo=UTC),
+    )
+    assert (run.state, run.counts) == (RunState.COMPLETED_WITH_FAILURES, {"created": 1, "failed": 1})
+
+
+def test_late_event_belongs_to_the_day_it_is_worked(berlin: ContactWorld) -> None:
+    """An event that came before midnight and is worked after it stands in the new day's run, and the old one stays closed."""
+    world = berlin
+    world.send("contact", world.contact(EMAIL), "Create")
+    yesterday = world.event_run()
+    world.advance_to(datetime(2026, 3, 10, 22, 59, 50, tzinfo=UTC))
+    late = world.hook("contact", world.contact("late@customer.example"), "Create")
+
+    world.advance_to(datetime(2026, 3, 10, 23, 0, 5, tzinfo=UTC))
+    world.tick_for(20)
+
+    today = world.event_run()
+    assert today.run_id != yesterday.run_id
+    assert world.event(late).run_id == today.run_id
+    assert world.run_row(yesterday).counts == {"created": 1}
+    assert world.run_row(yesterday).state is RunState.COMPLETED
+
+
+def test_event_that_waits_over_midnight_keeps_its_count(berlin: ContactWorld) -> None:
+    """One that found Marketo out of order before midnight ends in the next day's run, once."""
+    world = berlin
+    world.advance_to(datetime(2026, 3, 10, 22, 59, tzinfo=UTC))
+    world.marketo.script_error("713", times=3)
+    waits = world.hook("contact", world.contact(EMAIL), "Create")
+
+    world.tick_for(30)
+
+    assert world.event(waits).outcome is Outcome.CREATED
+    assert world.event(waits).run_id == world.event_run().run_id
+    assert len(world.leads()) == 1
+
+
+# -- the digest -----------------------------------------------------------------------------------------------------------
+
+
+def _next_day(world: ContactWorld) -> None:
+    world.advance_to((NOW + timedelta(days=1)).replace(hour=0, minute=1))
+    world.tick_for(15)
+
+
+def test_day_without_failures_sends_nothing(contact_world: ContactWorld) -> None:
+    """Webhooks and sweeps are silent when nothing failed."""
+    world = contact_world
+    world.tick()  # the recipe is known since today
+    world.send("contact", world.contact(EMAIL), "Create")
+    world.sweep()
+
+    _next_day(world)
+
+    assert world.mailbox.mails == []
+
+
+def test_day_with_failures_sends_one_digest(contact_world: ContactWorld) -> None:
+    """One mail tells of all that failed that day, by event or by sweep."""
+    world = contact_world
+    world.tick()
+    contact = world.contact(None, lastname="Nomail")
+    world.send("contact", contact, "Create")
+    world.send("contact", contact)
+    world.sweep()
+
+    _next_day(world)
+
+    [mail] = world.mailbox.mails
+    assert contact in mail.text
+    assert "ana@" not in mail.text
+
+
+# -- events that wait together --------------------------------------------------------------------------------------------
+
+
+def _burst(world: ContactWorld, contacts: int, accounts: int) -> tuple[list[str], list[str]]:
+    """Let events of many new contacts wait; return the contacts and the events' ids."""
+    owners = [world.account(f"Company {number}") for number in range(accounts)]
+    made = [world.contact(f"c{number}@customer.example", owners[number % accounts]) for number in range(contacts)]
+    return made, [world.hook("contact", contact, "Create") for contact in made]
+
+
+def test_burst_takes_few_calls(contact_world: ContactWorld) -> None:
+    """300 contacts of 30 accounts that wait are read, searched and written together, each with its own result."""
+    world = contact_world
+    world.send("contact", world.contact("first@customer.example"), "Create")  # the schemas are known
+    _, ids = _burst(world, 300, 30)
+    world.forget_journal()
+
+    world.pump.run(for_s=0)
+
+    assert world.marketo_calls() == {
+        "search companies": 1,
+        "write companies": 1,
+        "search leads": 1,
+        "write leads": 1,
+    }
+    assert world.reads_of("contacts") <= 5  # a filter holds about 65 ids
+    assert [world.event(event_id).outcome for event_id in ids] == ["created"] * 300
+    assert len(world.leads()) == 301
+    assert len(world.companies()) == 30
+
+
+def test_bad_record_of_a_burst_stays_alone(contact_world: ContactWorld) -> None:
+    """`success: true` with a skipped record fails that record and no other."""
+    world = contact_world
+    contacts, ids = _burst(world, 20, 2)
+    world.marketo.script_error("1003", message="Invalid data", record=7, path="leads", method="POST")
+    no_email = world.hook("contact", world.contact(None), "Create")
+
+    world.pump.run()
+
+    results = [world.event(event_id) for event_id in ids]
+    assert world.counted(results)["created"] == 19
+    [refused] = [result for result in results if result.outcome is not Outcome.CREATED]
+    assert refused.outcome is Outcome.FAILED
+    assert "1003" in refused.message or "Invalid data" in refused.message
+    assert world.event(no_email).reason == "contact_without_email"
+    assert len(world.leads()) == 19
+    assert len(contacts) == 20
+
+
+def test_broken_company_fails_only_its_contacts(contact_world: ContactWorld) -> None:
+    """When a company is refused its contacts fail, the others go on."""
+    world = contact_world
+    world.marketo.script_error("1003", record=1, path="companies", method="POST")
+
+    _, ids = _burst(world, 12, 3)
+    world.pump.run()
+
+    results = [world.event(event_id) for event_id in ids]
+    assert sum(result.outcome is Outcome.CREATED for result in results) == 8
+    assert sum(result.outcome is Outcome.FAILED for result in results) == 4
+    assert len(world.companies()) == 2
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_burst_loses_and_doubles_nothing(contact_world: ContactWorld, after: bool) -> None:
+    """Whatever kind of call the process dies at, each contact has one lead, each event one result, and it is the true one."""
+    world = contact_world
+    world.send("contact", world.contact("first@customer.example"), "Create")
+    labels = _labels_of_a_burst(world)
+    expected, wrong = {"created": 6}, []
+    for round_, number in enumerate(_firsts_and_lasts(labels)):
+        accounts = [world.account(f"Round {round_} of {one}") for one in "AB"]
+        contacts = [world.contact(f"r{round_}-{n}@customer.example", accounts[n % 2]) for n in range(6)]
+        ids = [world.hook("contact", contact, "Create") for contact in contacts]
+        world.wire.kill_at(number, after=after)
+        world.pump.run()
+        world.wire.kill_at(-1, after=False)
+        events = world.events()
+        found = world.counted([events[event_id] for event_id in ids if event_id in events])
+        leads = [lead for lead in world.leads() if str(lead["email"]).startswith(f"r{round_}-")]
+        companies = [len(world.companies(externalCompanyId=account)) for account in accounts]
+        if (found, len(leads), companies) != (expected, 6, [1, 1]):
+            wrong.append(f"{labels[number]}: {found}, {len(leads)} leads, companies {companies}")
+
+    assert wrong == [], "\n".join(wrong)
+
+
+def _labels_of_a_burst(world: ContactWorld) -> list[str]:
+    account = world.account("Plain")
+    for number in range(6):
+        world.hook("contact", world.contact(f"plain-{number}@customer.example", account), "Create")
+    world.wire.calls = []
+    world.pump.run()
+    return list(world.wire.calls)
+
+
+def _firsts_and_lasts(labels: list[str]) -> list[int]:
+    firsts = {label: number for number, label in reversed(list(enumerate(labels)))}
+    lasts = {label: number for number, label in enumerate(labels)}
+    return sorted({*firsts.values(), *lasts.values()})
+
+
+def test_vendor_down_keeps_a_burst_waiting(contact_world: ContactWorld) -> None:
+    """While Marketo is away the events wait; when it is back each is worked, none failed."""
+    world = contact_world
+    fault = world.marketo.add_fault("status", status=503, path="/rest/", times=0)
+    _, ids = _burst(world, 10, 2)
+
+    world.pump.run(for_s=1800)
+    results_when_down = world.events()
+    world.marketo.faults.remove(fault)
+    world.pump.run(for_s=3600)
+
+    assert results_when_down == {}
+    assert world.counted([world.event(event_id) for event_id in ids]) == {"created": 10}
+
+
+# -- sweep and backfill -----------------------------------------------------------------------------------------------------
+
+
+def _activate(app: App, world: ContactWorld) -> None:
+    """Let the app see its recipes for the first time."""
+    world.tick()
+    assert set(app.recipes) == {CONTACTS, ACCOUNTS}
+
+
+def test_sweep_finds_what_never_arrived(contact_world: ContactWorld) -> None:
+    """Contacts and accounts whose webhook was lost are found by their change time, and worked like the others."""
+    world = contact_world
+    _activate(world.app, world)
+    world.advance(60)
+    known = world.account("Fabrikam")
+    world.send("contact", world.contact(EMAIL, known), "Create")
+    world.edit("account", known, name="Fabrikam Group")
+    lost = world.contact("lost@customer.example", world.account("Contoso"))
+    world.advance(3600)
+
+    runs = [world.sweep(CONTACTS), world.sweep(ACCOUNTS)]
+
+    assert [run.kind for run in runs] == ["window", "window"]
+    assert world.lead("lost@customer.example")["company"] == "Contoso"
+    assert world.company(known)["company"] == "Fabrikam Group"
+    assert world.results(runs[0])[lost].outcome is Outcome.CREATED
+    assert runs[0].counts == {"created": 1, "unchanged": 1}
+
+
+def test_sweep_reads_on_from_its_cursor(contact_world: ContactWorld) -> None:
+    """The next sweep begins where the last one ended, ten minutes before; what is older is not read again."""
+    world = contact_world
+    _activate(world.app, world)
+    old = world.contact(EMAIL)
+    world.advance(3600)
+    world.sweep()
+    world.advance(3600)
+    new = world.contact("new@customer.example")
+    world.advance(60)
+
+    run = world.sweep()
+
+    assert set(world.results(run)) == {new}
+    assert old not in world.results(run)
+
+
+def test_first_sweep_reads_no_history(contact_world: ContactWorld) -> None:
+    """Contacts from before the app was set up are moved by a backfill only."""
+    world = contact_world
+    world.contact(EMAIL, modifiedon=NOW - timedelta(days=30))
+    _activate(world.app, world)
+    world.advance(3600)
+
+    run = world.sweep()
+
+    assert run.counts == {}
+    assert world.leads() == []
+
+
+@pytest.mark.parametrize("bulk_above", [0, 1000], ids=["bulk", "single"])
+def test_sweep_is_the_same_in_both_lanes(contact_world: ContactWorld, bulk_above: int) -> None:
+    """A sweep of many works whole pages; each contact has its own result all the same."""
+    world = contact_world
+    world.change_settings(bulk_above=bulk_above)
+    _activate(world.app, world)
+    account = world.account("Fabrikam")
+    for number in range(30):
+        world.contact(f"c{number}@customer.example" if number % 10 else None, account)
+    world.advance(3600)
+
+    run = world.sweep()
+
+    assert run.counts == {"created": 27, "failed": 3}
+    assert len(world.leads()) == 27
+    assert len(world.companies()) == 1
+
+
+def test_backfill_moves_everything(contact_world: ContactWorld) -> None:
+    """On demand all contacts are worked, whenever they changed; Marketo's calls are few."""
+    world = contact_world
+    long_ago = NOW - timedelta(days=700)
+    accounts = [world.account(f"Company {number}", modifiedon=long_ago) for number in range(10)]
+    for number in range(200):
+        world.contact(f"c{number}@customer.example", accounts[number % 10], modifiedon=long_ago)
+
+    run = world.sync_recipe(CONTACTS, "all")
+    calls = world.marketo_calls()
+
+    assert run.counts == {"created": 200}
+    assert len(world.leads()) == 200
+    assert len(world.companies()) == 10
+    assert calls["write leads"] <= 4
+    assert calls["write companies"] <= 4
+    assert calls["search leads"] <= 6
+
+
+def test_sweep_after_all_is_quiet(contact_world: ContactWorld) -> None:
+    """What the events have done the sweep finds done: it asks Dynamics 365 for a page, and Marketo nothing."""
+    world = contact_world
+    _activate(world.app, world)
+    _, ids = _burst(world, 20, 2)
+    world.pump.run()
+    world.advance(3600)
+    world.forget_journal()
+
+    run = world.sweep()
+
+    assert run.counts == {"unchanged": len(ids)}
+    assert world.marketo_calls() == {}
