@@ -4,6 +4,9 @@ Names are read without regard to case; `__` leads into a group. Each field's des
 its error and its row in `docs/settings.md` (printed by `shared/settings_page.py`).
 """
 
+import difflib
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -28,6 +31,10 @@ from shared.errors import ConfigError, MappingError
 from shared.ncrontab import check_ncrontab
 from shared.settings_faults import describe_faults, nearest
 
+LOG = logging.getLogger(__name__)
+
+PLACEHOLDER = re.compile(r"(\w+:)?<[^<>@]*>")  # as in the examples: <secret>, k1:<random characters>
+MISSPELT = 0.82  # how much a name must be like one of ours; other programs' settings stand in the same environment
 KEY_VAULT_REFERENCE = "@Microsoft.KeyVault("
 STORAGE = "AzureWebJobsStorage"
 DEFAULT_PORTS = {"implicit_tls": 465, "starttls": 587, "none": 25}
@@ -308,6 +315,7 @@ class _Environ(EnvSettingsSource):
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Read and check all settings. Raises one ConfigError that names every setting that is missing or wrong."""
     unresolved = dict(_unresolved(environ))
+    _warn_of_misspelt(environ)
     given = {name: value for name, value in environ.items() if name not in unresolved}
     faults: dict[str, str] = {}
     try:
@@ -323,9 +331,26 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def _unresolved(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield our settings that hold a Key Vault reference instead of its value: the platform could not resolve it."""
-    heads = {(field.alias or name).lower() for name, field in Settings.model_fields.items()}
+    """Yield our settings that hold something in place of a value: a Key Vault reference that Azure left, a placeholder."""
+    heads = _heads()
     for name, value in environ.items():
-        if name.lower().partition("__")[0] in heads and value.strip().startswith(KEY_VAULT_REFERENCE):
+        head = name.lower().partition("__")[0]
+        if head in heads and value.strip().startswith(KEY_VAULT_REFERENCE):
             says = "is a Key Vault reference that Azure did not resolve: check the secret's name, and that the app's identity"
             yield name, f"{name} {says} has the role Key Vault Secrets User."
+        elif head in heads - {"recipe"} and PLACEHOLDER.fullmatch(value.strip()):
+            yield name, f"{name} still holds a placeholder in angle brackets: put its value there."
+
+
+def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
+    """Log names that look like one of our settings and are none: they would be passed over in silence."""
+    heads = _heads()
+    for name in environ:
+        head = name.lower().partition("__")[0]
+        near = difflib.get_close_matches(head, heads, n=1, cutoff=MISSPELT) if head not in heads else []
+        if near:
+            LOG.warning("a setting's name looks misspelt", extra={"setting": name, "nearest": near[0].upper()})
+
+
+def _heads() -> set[str]:
+    return {(field.alias or name).lower() for name, field in Settings.model_fields.items()}

@@ -135,9 +135,24 @@ def _read_yaml(content: bytes, file: str) -> tuple[Any, dict[Location, Place]]:
     except MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise RecipeError([Fault(file, place, f"this is not YAML: {exc.problem or exc.context}")]) from exc
+        raise RecipeError([Fault(file, place, f"this is not YAML: {_in_plain_words(exc)}")]) from exc
     except (YAMLError, ValueError) as exc:  # ValueError: a number or date that YAML promises and Python refuses
         raise RecipeError([Fault(file, (1, 1), f"this is not YAML: {str(exc).splitlines()[0]}")]) from exc
+
+
+PLAIN_WORDS = (  # what the reader of YAML says, and what an editor of recipes can do with it; the first that fits counts
+    (r"'\\t' that cannot start|tab", "a tab stands here; indent with spaces"),
+    (r"expected <block end>|expected <document start>", "this line is not indented like those that it belongs to"),
+    (r"expected ':'", "a colon is missing, here or in the line above"),
+    (r"mapping values are not allowed", "a colon stands where none may be; put a text that holds one into quotes"),
+    (r"expected ',' or", "a brace or bracket is not closed, or a comma is missing"),
+    (r"unexpected end of stream", "a quote is not closed"),
+)
+
+
+def _in_plain_words(exc: MarkedYAMLError) -> str:
+    said = str(exc.problem or exc.context)
+    return next((words for pattern, words in PLAIN_WORDS if re.search(pattern, said)), said)
 
 
 def _refused_syntax(text: str, file: str) -> Iterator[Fault]:

@@ -90,7 +90,7 @@ def answer(load_app: Callable[[], App], handle: Handler, request: Request) -> Re
     except MappingError as exc:
         return _problem(request, STATUS_OF.get(exc.code, 400), exc)
     except ConfigError as exc:
-        LOG.error("the app is not configured", extra={"code": exc.code})  # noqa: TRY400  # settings stand in the answer
+        LOG.error("the app is not configured", extra={"code": exc.code, "problem": exc.message})  # noqa: TRY400  # settings stand in the answer
         return _problem(request, 500, exc)
     except StateError as exc:
         LOG.exception("storage refused")
@@ -105,7 +105,7 @@ def answer_anybody(load_app: Callable[[], App], handle: Handler, request: Reques
     try:
         return handle(load_app(), request)
     except ConfigError as exc:
-        LOG.error("the app is not configured", extra={"code": exc.code})  # noqa: TRY400  # the starts' answer says more
+        LOG.error("the app is not configured", extra={"code": exc.code, "problem": exc.message})  # noqa: TRY400  # the starts' answer says more
         return _json(503, {"status": "not configured"})
     except StateError:
         LOG.exception("storage refused")

@@ -4,9 +4,10 @@ import pytest
 
 from sandbox.mailbox import MailFaultKind
 from sandbox.simulator import FaultKind
-from shared.errors import MappingError
+from shared.errors import ConfigError, MappingError
 from shared.state.rows import MailState, RunState
 from sync import repairs, views
+from sync.app import build_app
 from tests.flows.world import World
 
 
@@ -49,3 +50,19 @@ def test_preview_has_nothing_to_repair(world: World, action: str) -> None:
 
     assert caught.value.code == "nothing_to_repair"
     assert len(world.runs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("NOTIFY__CASE_TO_INCIDENTS", "a@example.com"), ("ALLOW_MIXED_ENVIRONMENTS", "case_to_incidents")],
+)
+def test_setting_of_a_recipe_that_is_none_is_told(world: World, name: str, value: str) -> None:
+    """A misspelt recipe in a setting's name would send its summaries to somebody else, without a word."""
+    settings = world.settings.model_copy(
+        update={"notify": world.settings.notify | {"case_to_incidents": ("a@example.com",)}}
+        if name.startswith("NOTIFY")
+        else {"allow_mixed_environments": (value,)}
+    )
+
+    with pytest.raises(ConfigError, match=f"{name} names no recipe; did you mean case_to_incident"):
+        build_app(settings)

@@ -242,6 +242,24 @@ def test_settings_an_unresolved_key_vault_reference_is_reported_once():
     assert "CONNECTIONS__SERVICENOW__CLIENT_SECRET is a Key Vault reference" in message
 
 
+@pytest.mark.parametrize("left", ["<secret>", "k1:<32 or more random characters>", "<>"])
+def test_settings_a_placeholder_is_no_value(left: str):
+    """What was copied from an example and never filled in is told, and not sent to a vendor as a secret."""
+    message = faults(GOOD | connection("servicenow", **SERVICENOW | {"CLIENT_SECRET": left}))
+
+    assert "CONNECTIONS__SERVICENOW__CLIENT_SECRET still holds a placeholder" in message
+
+
+def test_settings_a_misspelt_name_is_logged(caplog: pytest.LogCaptureFixture):
+    """A name that is nearly one of ours would be passed over in silence; what other programs set is not ours to judge."""
+    load_settings(GOOD | {"MAX_NEW_USER": "3", "NOTFIY": "a@example.com", "WEBSITE_TIME_ZONE": "UTC", "PATH": "/bin"})
+
+    assert [(each.setting, each.nearest) for each in caplog.records] == [
+        ("MAX_NEW_USER", "MAX_NEW_USERS"),
+        ("NOTFIY", "NOTIFY"),
+    ]
+
+
 def test_settings_secrets_are_in_no_text():
     """Neither `repr` nor an error shows a secret, and no cause is chained that would."""
     environ = GOOD | connection("servicenow", **SERVICENOW) | {"MAIL__USER": "u", "MAIL__PASSWORD": SECRET}
