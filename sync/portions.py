@@ -12,7 +12,7 @@ from sync.app import App
 from sync.flow import Flow
 from sync.work import Work
 
-RECORDS_IN_HAND = 750  # of a run, over its pages: some 40 kB each, all of which one worker may have to hold
+RECORDS_IN_HAND = 500  # of a run, over its pages: some 40 kB each, all of which one worker may have to hold
 LEAST_PAGES, MOST_PAGES = 2, 8  # of a run, in hand together
 AT_ONCE = 3  # portions of a page: one is claimed, one is written, one is stored
 THREADS = 32  # of a process, for the portions of all its pages
