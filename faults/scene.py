@@ -293,7 +293,7 @@ class Scene:
     def work(self, ended: Any) -> None:
         """Deliver and tick until everything has ended, and a little longer."""
         self._held_for_s = 0.0
-        self.pump.run()
+        self.pump.run(for_s=240)
         for _ in range(MINUTES):
             if ended() and not self.proxy.holds:
                 break
@@ -302,7 +302,7 @@ class Scene:
             self.advance_to(ends_at)
             self.tick()
             self.pump.run(for_s=0)
-        self.pump.run(for_s=600)
+        self.pump.run(for_s=120)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

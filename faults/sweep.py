@@ -29,7 +29,7 @@ from faults.trials import TRIALS, Facts, difference, healthy
 from faults.wire import Strike
 
 PROCESSES = 4
-TOGETHER = 5  # faults in one run
+TOGETHER = 8  # faults in one run
 BOUNDED = "cases"  # trial of the bounded sweep, with two faults a call; one of the others joins it, with one
 
 
