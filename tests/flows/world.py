@@ -526,12 +526,12 @@ class World:
 
     def link_of(self, case_id: str) -> LinkRow | None:
         """Return a case's link."""
-        row = LinkRow(pair=self.app.flow(RECIPE).pair, side="dynamics365.incident", key=case_id)
+        row = LinkRow(pair=self.app.flow(self.recipe).pair, side="dynamics365.incident", key=case_id)
         return self.view.get(LinkRow, row.partition_key, row.row_key)
 
     def links(self) -> list[LinkRow]:
         """Return all links."""
-        pair = self.app.flow(RECIPE).pair
+        pair = self.app.flow(self.recipe).pair
         keys = {LinkRow(pair=pair, side="", key=str(n)).partition_key for n in range(200)}
         assert {key.rsplit("~")[-1] for key in keys} == {shard_of(str(n)) for n in range(200)}
         return [row for key in sorted(keys) for row in self.view.query(LinkRow, key)]
