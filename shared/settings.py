@@ -194,6 +194,9 @@ class Settings(BaseSettings):
     bulk_above: int = setting(
         1000, "records in a run above which whole pages are worked at once; 0: always", "1000", ge=0
     )
+    events_together: int = setting(
+        300, "webhook events that wait which one invocation works together; 1: each by itself", "300", ge=1, le=300
+    )
     max_new_users: int = setting(200, "users that a run may create before it asks a person", "200", ge=0)
     max_attempts: int = setting(5, "attempts at a record before it fails", "5", ge=1, le=100)
     max_wait_s: int = setting(

@@ -33,7 +33,6 @@ from sync.work import Work
 
 LOG = logging.getLogger(__name__)
 
-MOST_TOGETHER = 300  # events that one invocation works together: what a vendor takes in one call
 SUFFIX = "events"  # of a day's run id
 DELETED = "Delete"
 
@@ -44,7 +43,9 @@ def work_event(app: App, first: Taken[EventMessage]) -> None:
     One whose worker died may be what killed it: it takes nobody along, and is worked alone after those it came with.
     """
     died = first.dequeue_count > 1
-    waiting = [] if died else app.queues.take_more(EventMessage, MOST_TOGETHER - 1, app.settings.queue_lease_s)
+    waiting = (
+        [] if died else app.queues.take_more(EventMessage, app.settings.events_together - 1, app.settings.queue_lease_s)
+    )
     together = [first, *(taken for taken in waiting if taken.dequeue_count == 1)]
     for group in [together, *([taken] for taken in waiting if taken.dequeue_count > 1)]:
         for recipe, events in _by_recipe(group).items():

@@ -194,8 +194,13 @@ def _since_last_run(app: App, recipe: Recipe, cursor: CursorRow) -> datetime:
         return cursor.read_until - OVERLAP
     if recipe.start.start_from is not None:
         since, _ = bounds(recipe.start.start_from, app.now(), app.settings.zone)
-        return since or cursor.activated_at
-    return cursor.activated_at
+        return since or _whole_second(cursor.activated_at)
+    return _whole_second(cursor.activated_at)
+
+
+def _whole_second(moment: datetime) -> datetime:
+    """Return a moment as vendors write it: what changed within its second is not before it."""
+    return moment.replace(microsecond=0)
 
 
 def _take_slot(app: App, run: RunRow) -> SlotRow | None:
