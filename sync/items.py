@@ -107,6 +107,8 @@ def read_records(flow: Flow, works: Sequence[Work]) -> None:
         if len(unread) > 1:  # one bad id must not spoil its neighbours
             for work in unread:
                 read_records(flow, [work])
+        elif exc.code == "unsearchable_value":  # an id of another form than the source's: there is no such record
+            unread[0].end(Outcome.SKIPPED, "source_missing", exc.message)
         else:
             unread[0].error = exc
         return

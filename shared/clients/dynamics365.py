@@ -116,7 +116,8 @@ class Dynamics365:
             asked = [places[path] for path in by]
         else:
             if not all(GUID.fullmatch(str(key[0])) for key in keys):
-                raise RejectedError("A Dynamics 365 id is a GUID.", code="unsearchable_value")
+                says = "A Dynamics 365 id is a GUID, as in the address of a record; a number or a name is none."
+                raise RejectedError(says, code="unsearchable_value")
             keys = [(str(key[0]).lower(),) for key in keys]
             asked = [Place((table.key,), Column(table.key, "Uniqueidentifier"))]
         found: dict[str, Row] = {}

@@ -5,7 +5,7 @@ import pytest
 from sandbox.mailbox import MailFaultKind
 from sandbox.simulator import FaultKind
 from shared.errors import ConfigError, MappingError
-from shared.state.rows import MailState, RunState
+from shared.state.rows import MailState, Outcome, RunState
 from sync import repairs, views
 from sync.app import build_app
 from tests.flows.world import World
@@ -37,6 +37,16 @@ def test_mail_that_fails_says_why(world: World) -> None:
     sent = views.run_view(world.app, world.run_row(run.run_id))["mail"]
     assert "452" in failed["problem"]
     assert (sent["state"], sent["problem"]) == (MailState.SENT, "")
+
+
+def test_id_that_cannot_be_one_is_told_and_forgotten(world: World) -> None:
+    """A ticket number given for an id is skipped with a sentence; it does not come back in every run as a failure."""
+    run = world.sync("ids=CAS-01042")
+
+    (result,) = world.results(run).values()
+    assert (result.outcome, result.reason) == (Outcome.SKIPPED, "source_missing")
+    assert "GUID" in result.message
+    assert world.open_keys() == []
 
 
 @pytest.mark.parametrize("action", list(repairs.ACTIONS))
