@@ -371,18 +371,9 @@ def _account_events(app: App, run: RunRow) -> None:
 
 
 COUNTED = (
-    "run_id",
-    "page",
-    "key",
-    "record_key",
-    "outcome",
-    "reason",
-    "message",
-    "warnings",
-    "source_label",
-    "source_url",
-    "ended_at",
-)
+    "run_id", "page", "key", "record_key", "outcome",
+    "reason", "message", "warnings", "source_label", "source_url", "ended_at",
+)  # fmt: skip
 
 
 def keep_open(app: App, run: RunRow, results: Sequence[ResultRow]) -> None:
