@@ -101,6 +101,18 @@ def _setting_errors() -> Iterator[None]:
         ) from None
 
 
+class StorageTransport(RequestsTransport):  # type: ignore[misc]  # the SDK loads it lazily, without its type
+    """Believes no web page to be storage's answer: something in between has spoken, such as a proxy's sign-in."""
+
+    def send(self, request: Any, **kwargs: Any) -> Any:
+        """Send a request and return storage's answer. Raises ServiceResponseError for a success that is a web page."""
+        response = super().send(request, **kwargs)
+        if response.status_code < 400 and "html" in (response.headers.get("Content-Type") or "").lower():
+            response.internal_response.close()
+            raise ServiceResponseError("a web page came in the place of storage's answer")
+        return response
+
+
 def _transport(connection_string: str | None, endpoint: str | None) -> RequestsTransport:
     session = requests.Session()
     # Proxies and CA bundle of the environment, read once: requests would look for them, and for a netrc, at every call.
@@ -110,7 +122,7 @@ def _transport(connection_string: str | None, endpoint: str | None) -> RequestsT
     session.trust_env, session.proxies = False, environment["proxies"]
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=0))
-    return RequestsTransport(
+    return StorageTransport(
         session=session,
         session_owner=True,
         connection_timeout=CONNECT_S,
