@@ -10,6 +10,7 @@ each other strike in one run; when that run ends differently, each of them is ru
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import os
 import random
@@ -20,6 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
 from faults import report
@@ -204,13 +206,41 @@ class Swept:
         return [verdict for verdict in self.verdicts if not verdict.passed]
 
 
+class Notes:
+    """Verdicts in a file, so that a sweep that was interrupted goes on where it stood; without a path nowhere."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._began_s = time.monotonic()
+        self.verdicts: list[Verdict] = []
+        self.seconds = 0.0  # of the sweeps before
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                self.seconds += entry.pop("seconds")
+                self.verdicts.append(Verdict(**entry | {"differences": tuple(entry["differences"])}))
+
+    def add(self, found: Sequence[Verdict]) -> None:
+        """Note verdicts, and the time since the last ones."""
+        if self._path is None:
+            return
+        now_s = time.monotonic()
+        with self._path.open("a") as file:
+            for number, verdict in enumerate(found):
+                seconds = 0.0 if number else now_s - self._began_s
+                file.write(json.dumps(dataclasses.asdict(verdict) | {"seconds": seconds}) + "\n")
+        self._began_s = now_s
+
+
 def sweep(options: argparse.Namespace, echo: Any = print) -> Swept:
     """Run the sweep that the options ask for."""
     began_s = time.monotonic()
     chance = random.Random(options.seed)
     size = 1 if options.alone else TOGETHER
     names = options.trial or (bounded_trials(options.seed) if options.bounded else list(TRIALS))
-    verdicts: list[Verdict] = []
+    notes = Notes(options.resume)
+    verdicts = list(notes.verdicts)
+    done = {(each.trial, each.label, each.occurrence, each.fault) for each in verdicts}
     distinct: dict[str, int] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, context, _start_worker) as pool:
@@ -228,17 +258,20 @@ def sweep(options: argparse.Namespace, echo: Any = print) -> Swept:
             strikes = [strike for strike in strikes if not options.fault or strike.fault.name in options.fault]
             if options.sample:
                 strikes = chance.sample(strikes, min(options.sample, len(strikes)))
+            strikes = [each for each in strikes if (name, each.label, each.occurrence, each.fault.name) not in done]
             futures += [pool.submit(_judge, name, group) for group in grouped(strikes, calls, chance, size)]
             echo(f"{name}: {len(calls)} calls, {distinct[name]} distinct; {len(strikes)} faults")
         for number, future in enumerate(as_completed(futures), 1):
             found = future.result()
             verdicts += found
+            notes.add(found)
             for verdict in found:
                 if not verdict.passed:
                     echo(report.describe(verdict))
             if number % 100 == 0:
                 echo(f"{number} of {len(futures)} runs, {time.monotonic() - began_s:.0f} s")
-    return Swept(verdicts, distinct, time.monotonic() - began_s, options.bounded, options.seed)
+    seconds = notes.seconds + time.monotonic() - began_s
+    return Swept(verdicts, distinct, seconds, options.bounded, options.seed)
 
 
 def seed_of_commit() -> int:
@@ -261,6 +294,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=0, help="only so many faults per trial, chosen by the seed")
     parser.add_argument("--alone", action="store_true", help="one fault a run")
     parser.add_argument("--processes", type=int, default=min(PROCESSES, os.cpu_count() or 1))
+    parser.add_argument("--resume", type=Path, help="file of verdicts: those that it holds are not tried again")
     parser.add_argument("--write", action="store_true", help="write docs/faults.md")
     return parser.parse_args(arguments)
 
