@@ -123,4 +123,6 @@ def test_lost_doubled_and_overtaking_webhooks_with_a_death_in_the_middle() -> No
         assert compare(before, after, contacts, accounts) == []
         assert len({result.key for result in results}) == len(results)
         told = {each.operation_id for each in sent if each.note != "dropped"}
-        assert {result.key.partition(":")[0] for result in results} == told  # no event is lost
+        accepted = {each.operation_id for each in sent if each.status == 202}
+        worked = {result.key.partition(":")[0] for result in results}
+        assert accepted <= worked <= told  # no accepted event is lost; a call that the dead worker did not answer may be
