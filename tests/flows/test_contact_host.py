@@ -125,4 +125,4 @@ def test_lost_doubled_and_overtaking_webhooks_with_a_death_in_the_middle() -> No
         told = {each.operation_id for each in sent if each.note != "dropped"}
         accepted = {each.operation_id for each in sent if each.status == 202}
         worked = {result.key.partition(":")[0] for result in results}
-        assert accepted <= worked <= told  # no accepted event is lost; a call that the dead worker did not answer may be
+        assert accepted <= worked <= told  # none is lost but what the dead worker may not have answered
