@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from shared.clients.system import Row
-from shared.errors import ConfigError, RejectedError, StateError, SyncError
+from shared.errors import ConfigError, RejectedError, StateError, SyncError, TransientError
 from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
 from sync import links, references
 from sync.decide import Action, agreement, decide, is_stale, wants_find, wants_rekeying
@@ -130,10 +130,17 @@ def read_records(flow: Flow, works: Sequence[Work]) -> None:
 def map_work(flow: Flow, work: Work) -> None:
     """Map a record, if it is in scope or is followed beyond."""
     row = work.source
+    _check_readable(row)
     work.deleted = work.deleted and not row.fields  # it is there again: the event is late
     work.in_scope = not work.deleted and holds(flow.recipe.block.when, row.fields)
     if work.in_scope or (flow.recipe.gone.action is GoneAction.FOLLOW and not work.deleted):
         work.mapped = map_record(flow.recipe.block, row, flow.target_type(), flow.find_types())
+
+
+def _check_readable(row: Row) -> None:
+    """Raise TransientError `unreadable_answer` for a row of which not all could be read."""
+    if row.problem:
+        raise TransientError(row.problem, code="unreadable_answer", status=200)
 
 
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
@@ -256,6 +263,7 @@ def look_targets_up(flow: Flow, works: Sequence[Work]) -> None:
     ready = [work for work in works if work.open and not work.matched and not work.missing]
     guarded(flow, [work for work in ready if work.link and work.link.other_key], read_targets)
     guarded(flow, [work for work in ready if not (work.link and work.link.other_key)], _match)
+    each(ready, lambda work: _check_readable(work.target) if work.target else None)
 
 
 def guarded(flow: Flow, works: list[Work], step: Callable[[Flow, list[Work]], None]) -> None:

@@ -208,7 +208,7 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
         keys=[key for key in dict.fromkeys(row.key for row in listed.rows) if key not in listed_before],
         next_link=listed.next or (OPEN_LINK if takes_along else ""),
         last=listed.next is None and not takes_along,
-        reached_at=listed.rows[-1].changed_at if listed.rows else None,
+        reached_at=next((row.changed_at for row in reversed(listed.rows) if row.changed_at), None),
     )
     return page, listed.rows
 
@@ -219,7 +219,7 @@ def _shared_keys(app: App, run: RunRow, number: int, rows: Sequence[Row]) -> set
     Pages follow the time of change; where a listing had to go on from a moment, that moment's records come twice.
     """
     keys: set[str] = set()
-    since = rows[0].changed_at if rows else None
+    since = next((row.changed_at for row in rows if row.changed_at), None)
     while since is not None and number:
         number -= 1
         page = app.tables.get(PageRow, run.run_id, f"{number:06d}")

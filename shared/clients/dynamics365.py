@@ -249,6 +249,7 @@ class Dynamics365:
             )
         modified = record.get("modifiedon")
         changed_at = read_time(modified) if isinstance(modified, str) else None
+        unreadable = bool(modified) and changed_at is None
         label = record.get(LABELS.get(table.name, ""))
         return Row(
             key=key,
@@ -259,6 +260,7 @@ class Dynamics365:
             url=self.url(table.name, key),
             closed=record.get("statecode") not in (None, 0) or record.get("isdisabled") is True,
             inner=dict(_inner_versions(record)),
+            problem="Dynamics 365 shows a modifiedon that is no time. It is read again later." if unreadable else "",
         )
 
     # -- schema -------------------------------------------------------------------------------------------------------

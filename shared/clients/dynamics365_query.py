@@ -119,21 +119,27 @@ class Place:
 
 
 def read_value(column: Column, value: Any) -> Value:
-    """Return a raw value as a canonical one: times are aware UTC, ids lower case, empty text is None."""
+    """Return a raw value as a canonical one: times are aware UTC, ids lower case, empty text is None.
+
+    Text that is no time stays text.
+    """
     if value is None or value == "":
         return None
     if isinstance(value, str):
         if column.kind is FieldKind.TIME:
-            return read_time(value)
+            return read_time(value) or value
         return value.lower() if column.kind is FieldKind.REFERENCE else value
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, bool | int | float | list | dict) else str(value)
 
 
-def read_time(text: str) -> datetime:
-    """Return a time, or a date as its midnight, aware UTC. Raises ValueError."""
-    moment = datetime.fromisoformat(text)
+def read_time(text: str) -> datetime | None:
+    """Return a time, or a date as its midnight, aware UTC; None when it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 

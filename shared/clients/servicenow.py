@@ -283,7 +283,11 @@ class ServiceNow:
                     connection=self._http.connection,
                 )
             fields[path] = read_value(column, text or "")
-        moment = _flatten(raw.get(table.moment)) or ""
+        moment, changed_at, problem = _flatten(raw.get(table.moment)) or "", None, ""
+        try:
+            changed_at = read_time(moment) if moment else None
+        except ValueError:
+            moment, problem = "", f"ServiceNow shows a {table.moment} that is no time. It is read again later."
         count = _flatten(raw.get("sys_mod_count")) or "0"
         key = str(raw.get("sys_id") or "")
         if not key:
@@ -292,10 +296,11 @@ class ServiceNow:
             key=key,
             fields=fields,
             version=f"{moment}/{count:0>10}" if moment else "",
-            changed_at=read_time(moment) if moment else None,
+            changed_at=changed_at,
             label=str(raw.get("number") or ""),
             url=self.url(record, key),
             closed=_is_closed(record, raw),
+            problem=problem,
         )
 
     @staticmethod
@@ -305,8 +310,7 @@ class ServiceNow:
 
     def _check_window(self, rows: Sequence[Row], changed: Changed) -> None:
         since, until = _ceil(changed.since), _ceil(changed.until)
-        for row in rows:
-            at = row.changed_at
+        for at in (row.changed_at for row in rows if not row.problem):
             if (since and (at is None or at < since)) or (until and (at is None or at >= until)):
                 raise RejectedError(
                     f"ServiceNow listed a record from outside of the window that was asked for ({self._http.connection}). "
@@ -460,7 +464,15 @@ class _Place:
     def after(self, raw: Sequence[Mapping[str, Any]], moment: str, page_size: int) -> "_Place":
         if not raw:
             return dataclasses.replace(self, offset=self.offset + page_size)
-        return _Place(str(raw[-1][moment]), str(raw[-1]["sys_id"]))
+        places = [_Place(str(_flatten(row[moment])), str(row["sys_id"])) for row in raw]
+        readable = [place for place in places if MOMENT.fullmatch(place.moment)]
+        if not readable:
+            raise TransientError(
+                f"ServiceNow listed only records whose {moment} is no time. It is read again later.",
+                code="unreadable_answer",
+                status=200,
+            )
+        return readable[-1]
 
     def write(self) -> str:
         return json.dumps([self.moment, self.sys_id, self.offset])

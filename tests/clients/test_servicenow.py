@@ -59,6 +59,20 @@ def create(bench: ServiceNowBench, **fields: Any) -> Any:
     return bench.client.write_rows("incident", [Write(None, {"short_description": "Printer", **fields})])[0]
 
 
+@pytest.mark.parametrize("bad", [0, 2, 4], ids=["first", "in between", "last"])
+def test_record_whose_time_is_none_is_listed_with_its_problem(bad: int) -> None:
+    """One record's unreadable time neither ends a listing nor hides or doubles its neighbours."""
+    with servicenow_bench(page_size=2) as bench:
+        keys = [bench.sim.insert("incident", at=START + timedelta(minutes=number)) for number in range(5)]
+        bench.sim.tables["incident"][keys[bad]]["sys_updated_on"] = f"2026-03-10 {8 + bad}h"
+
+        rows, _ = list_all(bench)
+
+        assert {row.key for row in rows} == set(keys)
+        assert [row.key for row in rows if row.problem] == [keys[bad]]
+        assert len([row for row in rows if not row.problem]) == 4
+
+
 # -- describing -----------------------------------------------------------------------------------------------------------
 
 

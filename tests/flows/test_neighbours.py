@@ -1,13 +1,15 @@
 """One record's trouble stays its own, however it was worked: with a page, with events that wait together, inside another."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from shared.state.rows import Outcome
+from sandbox import dynamics365_render
+from shared.state.rows import Outcome, RunState
 from sync import events, items
 from tests.flows.contacts import ContactWorld
-from tests.flows.world import Killed, World
+from tests.flows.world import YESTERDAY, Killed, World
 
 
 def test_event_that_kills_its_workers_takes_nobody_along(
@@ -76,3 +78,62 @@ def test_company_that_no_step_can_take_fails_its_contacts_alone(
 
     assert [world.event(each).outcome for each in ids] == [Outcome.FAILED, Outcome.CREATED]
     assert world.event(ids[0]).reason == "internal_error"
+
+
+def _show_no_time(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
+    """Let Dynamics 365 write one moment as something that is none."""
+    write = dynamics365_render.write_moment
+    monkeypatch.setattr(
+        dynamics365_render, "write_moment", lambda value: "yesterday-ish" if value == moment else write(value)
+    )
+
+
+@pytest.mark.parametrize("window", ["yesterday", "all"], ids=["one by one", "bulk"])
+def test_record_with_an_unreadable_time_fails_alone(world: World, monkeypatch: pytest.MonkeyPatch, window: str) -> None:
+    """A case whose time of change cannot be read is read again later, then fails by that name; its page goes on."""
+    moment = YESTERDAY - timedelta(hours=2)
+    cases = [world.add_case(), world.add_case(modifiedon=moment), world.add_case()]
+    _show_no_time(monkeypatch, moment)
+
+    run = world.sync(window)
+
+    results = world.results(run)
+    bad = results[cases[1]]
+    assert run.state is RunState.COMPLETED_WITH_FAILURES
+    assert (bad.outcome, bad.reason, bad.attempts) == (Outcome.FAILED, "unreadable_answer", 5)
+    assert "modifiedon" in bad.message
+    assert [results[case].outcome for case in (cases[0], cases[2])] == [Outcome.CREATED] * 2
+    assert world.incidents(correlation_id=cases[1]) == []
+
+
+def test_event_with_an_unreadable_time_fails_alone(
+    contact_world: ContactWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contact whose time of change cannot be read costs the events that were worked with it nothing."""
+    world = contact_world
+    moment = YESTERDAY - timedelta(hours=2)
+    _show_no_time(monkeypatch, moment)
+    bad = world.hook("contact", world.contact("bad@customer.example", modifiedon=moment), "Create")
+    good = world.hook("contact", world.contact("good@customer.example"), "Create")
+
+    world.pump.run()
+
+    assert (world.event(bad).outcome, world.event(bad).reason) == (Outcome.FAILED, "unreadable_answer")
+    assert (world.event(good).outcome, world.event(good).attempts) == (Outcome.CREATED, 1)
+
+
+def test_target_with_an_unreadable_time_fails_its_record_alone(world: World) -> None:
+    """An incident that shows a time which is none is not written over; the cases beside it are updated."""
+    cases = [world.add_case(), world.add_case()]
+    world.sync()
+    incidents = [world.incident_of(case) for case in cases]
+    world.servicenow.tables["incident"][incidents[0]["sys_id"]]["sys_updated_on"] = "yesterday-ish"
+    for case in cases:
+        world.edit_case(case, title="Changed")
+
+    run = world.sync("today")
+
+    results = world.results(run)
+    assert (results[cases[0]].outcome, results[cases[0]].reason) == (Outcome.FAILED, "unreadable_answer")
+    assert results[cases[1]].outcome is Outcome.UPDATED
+    assert world.incident_of(cases[0])["short_description"] == incidents[0]["short_description"]
