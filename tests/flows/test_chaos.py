@@ -17,6 +17,7 @@ from shared.state.rows import MailState, RunRow
 from tests.flows.world import ENDED, NOW, Delivery, Killed, World
 
 MIDNIGHT = NOW.replace(hour=0)
+DOUBLED = 60
 SEEDS = range(40) if os.environ.get("FAULTS") else range(3)
 FAULTS = (
     {"kind": FaultKind.RESET_AFTER},
@@ -51,18 +52,26 @@ class _Plain:
 
 
 def _unleash(world: World, chance: random.Random) -> None:
-    """Let everything go wrong by chance, but no message die so often that the host gives it up."""
+    """Let everything go wrong by chance, but no message die so often that the host gives it up.
+
+    Messages are doubled so often and no more: one that waits is sent again each time, and its doubles would double.
+    """
     for _ in range(8):
         fault = chance.choice(FAULTS)
         sim = chance.choice((world.servicenow, world.servicenow, world.dynamics))
         world_path = "/table/(incident|sys_user)" if sim is world.servicenow else "/incidents"
         sim.add_fault(**fault, path=world_path, skip=chance.randrange(25))
     world.pump.shuffle = chance
+    doubled = 0
 
     def before(delivery: Delivery) -> None:
-        once = delivery.queue == "runs"  # a check that comes twice goes on twice until the run has ended
+        nonlocal doubled
+        once = (
+            delivery.queue == "runs" or doubled >= DOUBLED
+        )  # a check that comes twice goes on twice until its run ends
         world.pump.repeats = 0 if once else chance.choice((0, 0, 1))
         world.pump.copies = 1 if once else chance.choice((1, 1, 1, 2))
+        doubled += world.pump.repeats + world.pump.copies - 1
         world.pump.lease_left_s = chance.choice((0, 0, 120))
         if delivery.count < 3 and world.pump.kills < 25 and chance.random() < 0.15:
             world.wire.kill_at(chance.randrange(25), after=chance.random() < 0.5)
