@@ -123,6 +123,8 @@ class Marketo:
         return [answers[index] for index in range(len(writes))]
 
     def _build_entry(self, kind: Kind, schema: Schema, index: int, write: Write) -> Entry:
+        if write.fields is None:
+            raise RejectedError(f"Concord removes no {kind.noun} from Marketo.", code="unwritable_value")
         values = dict(write.match) | dict(write.fields) if write.key is None else dict(write.fields)
         if not values:
             raise MappingError(f"There is nothing that can be written to {kind.record}.", code="nothing_to_write")

@@ -8,13 +8,12 @@ is not atomic and has 30 s for everything.
 
 import contextvars
 import dataclasses
-import json
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from shared import attempt
@@ -22,16 +21,26 @@ from shared.attempt import Lane
 from shared.clients import servicenow_query as query
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
 from shared.clients.lookups import check_values, keep_asked
+from shared.clients.servicenow_children import (
+    group_paths,
+    name_entries,
+    read_children,
+    shape,
+)
+from shared.clients.servicenow_paging import Place, build_window, ceil
 from shared.clients.servicenow_schema import (
+    CHILD_TABLES,
     JOURNAL,
-    JOURNAL_ENTRY,
-    JOURNAL_PATHS,
     JOURNAL_TABLE,
     NOUNS,
+    ChildType,
     Column,
     Table,
     build_fields,
     build_table,
+    describe_child,
+    find_reference,
+    flatten,
     read_time,
     read_value,
     write_value,
@@ -54,8 +63,9 @@ SCHEMA_ROLES = (
     "The integration user needs read access to sys_db_object, sys_dictionary and sys_choice: a role with read rules on "
     "them, such as personalize_dictionary."
 )
+A = TypeVar("A")
+B = TypeVar("B")
 CLOSED_STATES, RESOLVED = ("7", "8"), "6"
-MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", re.ASCII)
 
 
 class ServiceNow:
@@ -65,7 +75,8 @@ class ServiceNow:
     an answer leaves out raises AccessError (`field_unreadable`), as an unreadable field must not look like an empty one.
 
     Tables with journal fields offer the child type `journal`: their entries (`id`, `element`, `text`, `author`,
-    `created_at`), oldest first, fetched for all rows of an answer together.
+    `created_at`). Any table that refers to another one by one column is a child type of it (`incident_task` of
+    `incident`, `sys_user_grmember` of `sys_user_group`, where it is called `member` too).
     """
 
     writes_together = 1
@@ -96,7 +107,9 @@ class ServiceNow:
 
     def describe(self, record: str) -> RecordType:
         with self._lock_of(record):
-            if record not in self._record_types:
+            if record not in self._record_types and (child := self._child_of(record)) is not None:
+                self._record_types[record] = describe_child(child, record, self.describe(child.table.name))
+            elif record not in self._record_types:
                 table = self._table(record)
                 asked = f"nameIN{','.join(table.lineage)}^inactive=false"
                 choices = self._list_schema("sys_choice", asked, ("name", "element", "value"), may_be_empty=True)
@@ -108,13 +121,14 @@ class ServiceNow:
         keys = check_values(by, values)
         if not by and not all(query.SYS_ID.fullmatch(str(key[0])) for key in keys):
             raise RejectedError("A ServiceNow sys_id is 32 lower-case hex digits.", code="unsearchable_value")
-        table = self._table(record)
+        table = self._table_of(record)
+        record = table.name
         columns = self._columns(record, {*paths, *by})
-        if refused := [name for name in by if table.asks_journal(name) or columns[name].appends]:
+        if refused := [name for name in by if table.asks_children(name) or columns[name].appends]:
             raise RejectedError(
                 f"ServiceNow cannot search by the journal field {refused[0]}.", code="unsearchable_field"
             )
-        return self._add_journal(table, paths, self._look_up(record, columns, by, keys))
+        return self._add_children(table, paths, self._look_up(record, columns, by, keys))
 
     def _look_up(
         self, record: str, columns: Mapping[str, Column], by: Sequence[str], keys: Sequence[Key], *, whole: bool = False
@@ -128,17 +142,17 @@ class ServiceNow:
                 found |= {row.key: row for row in keep_asked(rows, by, keys, SYSTEM, self._http.connection)}
         return list(found.values())
 
-    def _add_journal(self, table: Table, paths: Paths, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with their journal entries, if a path asks for them."""
-        if not any(table.asks_journal(path) for path in paths):
-            return list(rows)
-        entries: dict[str, list[dict[str, Value]]] = {row.key: [] for row in rows}
-        columns = self._columns(JOURNAL_TABLE, {"element_id", *JOURNAL_ENTRY.values()})
-        found = self._look_up(JOURNAL_TABLE, columns, ("element_id",), [(key,) for key in entries], whole=True)
-        for row in sorted(found, key=lambda row: (str(row.fields["sys_created_on"]), row.key)):
-            entry = {name: row.fields[column] for name, column in JOURNAL_ENTRY.items()}
-            entries[str(row.fields["element_id"])].append(entry)
-        return [dataclasses.replace(row, fields={**row.fields, JOURNAL: entries[row.key]}) for row in rows]
+    def _add_children(self, table: Table, paths: Paths, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with the children that paths lead into, fetched for all of them together."""
+        for name, below in group_paths(path for path in paths if table.asks_children(path)).items():
+            entries = read_children(self._child(table, name), below, [row.key for row in rows], self._read_all)
+            rows = [dataclasses.replace(row, fields={**row.fields, name: entries[row.key]}) for row in rows]
+        return list(rows)
+
+    def _read_all(self, record: str, paths: Paths, column: str, keys: Sequence[str]) -> list[Row]:
+        columns = self._columns(record, paths)
+        rows = self._look_up(record, columns, (column,), [(key,) for key in keys], whole=True) if keys else []
+        return self._add_children(self._table(record), paths, rows)
 
     def url(self, record: str, key: str) -> str:
         return f"{self._web_url}/nav_to.do?uri={quote(f'{record}.do?sys_id={key}', safe='')}"
@@ -157,8 +171,8 @@ class ServiceNow:
     ) -> Page:
         """Fetch a page by keyset: rows that change meanwhile move behind the place that was reached, none is skipped."""
         columns, moment = self._columns(record, paths), self._table(record).moment
-        place, size = _Place.read(page), self._bulk_page_size if in_bulk else self._page_size
-        window = _build_window(moment, changed)
+        place, size = Place.read(page), self._bulk_page_size if in_bulk else self._page_size
+        window = build_window(moment, changed)
         when = query.build_condition(changed.when)
         order = (moment, "sys_id")
         if place.moment:
@@ -176,7 +190,7 @@ class ServiceNow:
         rows = [self._build_row(record, columns, one) for one in raw]
         self._check_window(rows, changed)
         return Page(
-            tuple(self._add_journal(self._table(record), paths, rows)),
+            tuple(self._add_children(self._table(record), paths, rows)),
             next=None if ended else place.after(raw, moment, size).write(),
             total=_read_total(answer) if page is None else None,
         )
@@ -185,14 +199,30 @@ class ServiceNow:
 
     def write_rows(self, record: str, writes: Sequence[Write]) -> list[Written | SyncError]:
         """Write records, side by side where `parallel` allows; `Written.row` holds the fields sent, journals left out."""
-        self._table(record)  # described once, before the threads
-        stop = _Stop()
-        if min(self._parallel, len(writes)) <= 1:
-            return [self._answer_write(record, write, stop) for write in writes]
+        child, stop = self._child_of(record), _Stop()
+        if child is not None and child.is_journal:
+            return self._write_entries(child, writes, stop)
+        table = child.table if child else self._table(record)  # described once, before the threads
+        return self._side_by_side(lambda write: self._answer_write(table.name, write, stop, child), writes)
+
+    def _write_entries(self, child: ChildType, writes: Sequence[Write], stop: "_Stop") -> list[Written | SyncError]:
+        """Make journal entries, those of one record one after the other, and find out their keys."""
+        groups: dict[str | None, list[int]] = {}
+        for index, write in enumerate(writes):
+            groups.setdefault(write.parent, []).append(index)
+
+        def send(group: list[int]) -> dict[int, Written | SyncError]:
+            return {index: self._answer_write(child.parent.name, writes[index], stop, child) for index in group}
+
+        answers = dict(each for sent in self._side_by_side(send, list(groups.values())) for each in sent.items())
+        sent = [(write, answers[index]) for index, write in enumerate(writes)]
+        return name_entries(sent, lambda parents: read_children(child, set(), parents, self._read_all))
+
+    def _side_by_side(self, step: Callable[[A], B], units: Sequence[A]) -> list[B]:
+        if min(self._parallel, len(units)) <= 1:
+            return [step(unit) for unit in units]
         pool = self._pool(attempt.current().lane)
-        futures = [
-            pool.submit(contextvars.copy_context().run, self._answer_write, record, write, stop) for write in writes
-        ]
+        futures = [pool.submit(contextvars.copy_context().run, step, unit) for unit in units]
         wait(futures)  # whatever becomes of one, none is under way when we return
         return [future.result() for future in futures]
 
@@ -203,10 +233,10 @@ class ServiceNow:
                 self._pools[lane] = ThreadPoolExecutor(self._parallel, thread_name_prefix=f"servicenow-{lane}")
             return self._pools[lane]
 
-    def _answer_write(self, record: str, write: Write, stop: "_Stop") -> Written | SyncError:
+    def _answer_write(self, record: str, write: Write, stop: "_Stop", child: ChildType | None) -> Written | SyncError:
         try:
             stop.check()
-            return self._write_one(record, write)
+            return self._write_one(record, shape(child, write) if child else write)
         except RateLimitedError as exc:
             stop.error = exc
             return exc
@@ -214,6 +244,8 @@ class ServiceNow:
             return exc
 
     def _write_one(self, record: str, write: Write) -> Written:
+        if write.fields is None:
+            return self._remove(record, write.key or "")
         columns = self._columns(record, write.fields)
         if not write.fields or columns.keys() != write.fields.keys() or any("." in name for name in columns):
             raise MappingError(f"There is nothing that can be written to {record}.", code="nothing_to_write")
@@ -248,6 +280,21 @@ class ServiceNow:
             raise
         return self._read_written(record, write, shown, answer)
 
+    def _remove(self, record: str, sys_id: str) -> Written:
+        """Delete a record; one that is gone already, or hidden, is as good as deleted."""
+        if not query.SYS_ID.fullmatch(sys_id):
+            raise RejectedError("A ServiceNow sys_id is 32 lower-case hex digits.", code="target_missing")
+        try:
+            path = f"{TABLE_PATH}{record}/{sys_id}"
+            answer = self._http.call("DELETE", path, action=f"delete {record}", safe=True, wants_json=False)
+        except RejectedError as exc:
+            if exc.status != 404:
+                raise
+        else:
+            if answer.status != 204:  # a page of a proxy, say
+                raise TransientError(f"ServiceNow did not say that it deleted a {record}. It is tried again later.")
+        return Written(sys_id, created=False)
+
     def _read_written(self, record: str, write: Write, shown: Mapping[str, Column], answer: Answer) -> Written:
         raw = answer.data.get("result") if isinstance(answer.data, dict) else None
         sys_id = str(raw.get("sys_id") or "") if isinstance(raw, dict) else ""
@@ -274,7 +321,7 @@ class ServiceNow:
         table = self._table(record)
         fields: dict[str, Value] = {}
         for path, column in columns.items():
-            text = _flatten(raw.get(path))
+            text = flatten(raw.get(path))
             if text is None and strict and self._is_unreadable(path, raw):
                 raise AccessError(
                     f"ServiceNow does not show {record}.{path} to the integration user ({self._http.connection}). "
@@ -283,12 +330,12 @@ class ServiceNow:
                     connection=self._http.connection,
                 )
             fields[path] = read_value(column, text or "")
-        moment, changed_at, problem = _flatten(raw.get(table.moment)) or "", None, ""
+        moment, changed_at, problem = flatten(raw.get(table.moment)) or "", None, ""
         try:
             changed_at = read_time(moment) if moment else None
         except ValueError:
             moment, problem = "", f"ServiceNow shows a {table.moment} that is no time. It is read again later."
-        count = _flatten(raw.get("sys_mod_count")) or "0"
+        count = flatten(raw.get("sys_mod_count")) or "0"
         key = str(raw.get("sys_id") or "")
         if not key:
             raise AccessError("ServiceNow shows rows without sys_id to the integration user.", code="field_unreadable")
@@ -309,7 +356,7 @@ class ServiceNow:
         return not rest or ("." not in rest and bool(raw.get(head)))  # through an empty reference there is nothing
 
     def _check_window(self, rows: Sequence[Row], changed: Changed) -> None:
-        since, until = _ceil(changed.since), _ceil(changed.until)
+        since, until = ceil(changed.since), ceil(changed.until)
         for at in (row.changed_at for row in rows if not row.problem):
             if (since and (at is None or at < since)) or (until and (at is None or at >= until)):
                 raise RejectedError(
@@ -355,10 +402,7 @@ class ServiceNow:
 
     def _columns(self, record: str, paths: Iterable[str]) -> dict[str, Column]:
         table = self._table(record)
-        names = list(paths)
-        if unknown := [path for path in names if table.asks_journal(path) and path not in JOURNAL_PATHS]:
-            raise RejectedError(f"ServiceNow has no field {unknown[0]} on {record}.", code="unknown_field")
-        return {path: self._column(record, path) for path in names if not table.asks_journal(path)}
+        return {path: self._column(record, path) for path in paths if not table.asks_children(path)}
 
     def _column(self, record: str, path: str) -> Column:
         query.check_name(path)
@@ -383,6 +427,25 @@ class ServiceNow:
                 ]
                 self._tables[record] = build_table(record, lineage, rows)
             return self._tables[record]
+
+    def _table_of(self, record: str) -> Table:
+        """Return the table in which the records of a type stand; `record` may be a child type (`incident.journal`)."""
+        child = self._child_of(record)
+        return child.table if child else self._table(record)
+
+    def _child_of(self, record: str) -> ChildType | None:
+        parent, _, name = record.rpartition(".")
+        return self._child(self._table_of(parent), name) if parent else None
+
+    def _child(self, table: Table, name: str) -> ChildType:
+        """Return a child type of a table. Raises RejectedError for what is none, ConfigError for what could be two."""
+        if name == JOURNAL and table.has_journal:
+            return ChildType(table, self._table(JOURNAL_TABLE), "element_id")
+        try:
+            other = self._table(CHILD_TABLES.get((table.name, name), name))
+        except RejectedError as exc:
+            raise RejectedError(f"ServiceNow has no field {name} on {table.name}.", code="unknown_field") from exc
+        return ChildType(table, other, find_reference(table, other))
 
     def _lock_of(self, record: str) -> threading.RLock:
         with self._lock:
@@ -439,71 +502,12 @@ class _Stop:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a listing goes on: behind a row (its time and sys_id), and at an offset where rights hid a whole page."""
-
-    moment: str = ""
-    sys_id: str = ""
-    offset: int = 0
-
-    @classmethod
-    def read(cls, page: str | None) -> "_Place":
-        if page is None:
-            return cls()
-        try:
-            moment, sys_id, offset = json.loads(page)
-            place = cls(moment, sys_id, max(int(offset), 0))
-            good = not moment or bool(MOMENT.fullmatch(moment) and query.SYS_ID.fullmatch(sys_id))
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            raise RejectedError("This page of a ServiceNow listing is not one we gave.", code="page_expired")
-        return place
-
-    def after(self, raw: Sequence[Mapping[str, Any]], moment: str, page_size: int) -> "_Place":
-        if not raw:
-            return dataclasses.replace(self, offset=self.offset + page_size)
-        places = [_Place(str(_flatten(row[moment])), str(row["sys_id"])) for row in raw]
-        readable = [place for place in places if MOMENT.fullmatch(place.moment)]
-        if not readable:
-            raise TransientError(
-                f"ServiceNow listed only records whose {moment} is no time. It is read again later.",
-                code="unreadable_answer",
-                status=200,
-            )
-        return readable[-1]
-
-    def write(self) -> str:
-        return json.dumps([self.moment, self.sys_id, self.offset])
-
-
-def _build_window(moment: str, changed: Changed) -> str:
-    since, until = _ceil(changed.since), _ceil(changed.until)
-    lines = [f"{moment}>={query.format_time(since)}"] if since else []
-    return "^".join(lines + ([f"{moment}<{query.format_time(until)}"] if until else []))
-
-
-def _ceil(moment: datetime | None) -> datetime | None:
-    """Round a bound up to whole seconds, the vendor's resolution: the same records lie on either side of it."""
-    if moment is None or not moment.microsecond:
-        return moment
-    return moment.replace(microsecond=0) + timedelta(seconds=1)
-
-
 def _is_closed(record: str, raw: Mapping[str, Any]) -> bool:
     """Tell whether a record is over: inactive ones are, users too; a resolved incident may still be reopened."""
     state, inactive = str(raw.get("state") or ""), raw.get("active") == "false"
     if record != "incident":
         return inactive
     return state in CLOSED_STATES or (inactive and state != RESOLVED)
-
-
-def _flatten(value: object) -> str | None:
-    """Return a field's raw text, also where an instance adds a link although none was asked for; None: not shown."""
-    if isinstance(value, Mapping):
-        value = value.get("value")
-    return None if value is None else str(value)
 
 
 def _read_total(answer: Answer) -> int | None:

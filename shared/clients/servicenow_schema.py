@@ -11,8 +11,8 @@ from typing import Any
 
 from shared.clients.lookups import as_text
 from shared.clients.servicenow_query import format_time
-from shared.clients.system import FieldKind, FieldType, Scalar, Value
-from shared.errors import MappingError
+from shared.clients.system import FieldKind, FieldType, RecordType, Scalar, Value
+from shared.errors import ConfigError, MappingError, RejectedError
 
 KINDS = {
     "boolean": FieldKind.BOOLEAN,
@@ -35,7 +35,7 @@ JOURNAL_ENTRY = {  # path within an entry -> column of the table
     "author": "sys_created_by",
     "created_at": "sys_created_on",
 }
-JOURNAL_PATHS = frozenset({JOURNAL, *(f"{JOURNAL}.{name}" for name in JOURNAL_ENTRY)})
+CHILD_TABLES = {("sys_user_group", "member"): "sys_user_grmember"}  # child types that have a name of their own
 NOUNS = {"sys_user": "user", "sys_user_group": "group", "change_request": "change", "alm_asset": "asset"}
 
 
@@ -80,9 +80,24 @@ class Table:
         """Return whether records of the table have journal entries."""
         return JOURNAL not in self.columns and any(column.appends for column in self.columns.values())
 
-    def asks_journal(self, path: str) -> bool:
-        """Tell whether a path leads into the records' journal entries."""
-        return self.has_journal and path.partition(".")[0] == JOURNAL
+    def asks_children(self, path: str) -> bool:
+        """Tell whether a path leads into child records, which stand in another table."""
+        name, _, rest = path.partition(".")
+        return name not in self.columns and (bool(rest) or (self.has_journal and name == JOURNAL))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChildType:
+    """A table whose rows belong to records of another one."""
+
+    parent: Table
+    table: Table
+    column: str  # of the children: what refers to the parent
+
+    @property
+    def is_journal(self) -> bool:
+        """Return whether the children are journal entries, which are made by writing a field of their parent."""
+        return self.table.name == JOURNAL_TABLE
 
 
 def build_table(name: str, lineage: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -129,6 +144,45 @@ def build_fields(table: Table, choices: Iterable[Mapping[str, Any]]) -> dict[str
     }
 
 
+def describe_child(child: ChildType, name: str, base: RecordType) -> RecordType:
+    """Build the description of a child type from its table's."""
+    if child.is_journal:
+        elements = tuple(column.name for column in child.parent.columns.values() if column.appends)
+        fields = {
+            "id": FieldType("id", writable=False),
+            "element": FieldType("element", FieldKind.CHOICE, choices=elements),
+            "text": FieldType("text"),
+            "author": FieldType("author", writable=False),
+            "created_at": FieldType("created_at", FieldKind.TIME, writable=False),
+        }
+        return RecordType(name, "entry", fields, only_added=True)
+    link = dataclasses.replace(
+        base.fields[child.column], writable=False
+    )  # the parent, which is not the recipe's to say
+    own = {"id": FieldType("id", writable=False), child.column: link}
+    return RecordType(name, base.noun, {**base.fields, **own})
+
+
+def find_reference(parent: Table, table: Table) -> str:
+    """Return the column of a table that refers to its parent's record: to its own table, else to one it extends.
+
+    Raises RejectedError when there is none, ConfigError naming them when there are several.
+    """
+    for kinds in ({parent.name}, set(parent.lineage)):
+        found = sorted(column.name for column in table.columns.values() if column.refers_to in kinds)
+        if len(found) > 1:
+            text = (
+                f"{table.name} refers to {parent.name} by {' and '.join(found)}: it cannot be worked as its child type."
+            )
+            raise ConfigError(f"{text} Make it a recipe of its own, with the one that is meant among its `fields`.")
+        if found:
+            return found[0]
+    raise RejectedError(
+        f"{table.name} has no field that refers to {parent.name}: it is no child type of it.",
+        code="unknown_record_type",
+    )
+
+
 def read_value(column: Column, text: str) -> Value:
     """Return a field's text as a canonical value; text that is not of its column's type stays text."""
     if text == "":
@@ -146,6 +200,13 @@ def read_value(column: Column, text: str) -> Value:
     except (KeyError, ValueError):
         pass
     return text
+
+
+def flatten(value: object) -> str | None:
+    """Return a field's raw text, also where an instance adds a link although none was asked for; None: not shown."""
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    return None if value is None else str(value)
 
 
 def read_time(text: str) -> datetime:

@@ -2,6 +2,11 @@
 
 `sync/` knows systems only through this module. Field names are the vendor's own, dotted through references and child
 types; values are canonical (see Value) and each client does its vendor's formats.
+
+A child type (comments of an incident, members of a group) is a record type named by its path: `incident.journal`. Its
+records are read with their parent: the path `journal.text` of an incident makes its row hold, under `journal`, a list
+of objects with `id` (the child's key) and `text`, oldest first, all of them or an error. They are written by
+`write_rows("incident.journal", …)` with `Write.parent`.
 """
 
 import dataclasses
@@ -55,6 +60,7 @@ class RecordType:
     record: str
     noun: str  # what people call one: "case", "incident"; forms reasons such as case_not_active
     fields: Mapping[str, FieldType]
+    only_added: bool = False  # records of this kind are made and never changed or removed (journal entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +119,9 @@ class Write:
     """One record to be written: created when `key` is None, else changed."""
 
     key: str | None
-    fields: Mapping[str, Value]  # None empties the field
-    match: Mapping[str, Value] = dataclasses.field(default_factory=dict)  # the first match rule, for native upserts
+    fields: Mapping[str, Value] | None  # a field's None empties it; no fields at all: the record is removed
+    # the first match rule, for native upserts; of a child that is known by a marker: the marker, as its field holds it
+    match: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     parent: str | None = None  # key of the record that a child belongs to
 
 
@@ -180,7 +187,10 @@ class Target(System, Protocol):
     writes_together: int  # records that one call can write
 
     def write_rows(self, record: str, writes: Sequence[Write]) -> list[Written | SyncError]:
-        """Write records; one answer each, in the same order. Never repeats a create or an append by itself."""
+        """Write records; one answer each, in the same order. Never repeats a create or an append by itself.
+
+        Children of one parent are made in the order given. Removing a record that is gone already succeeds.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
