@@ -36,7 +36,7 @@ class Fault:
     status: int = 0
     retry_after_s: int | None = None
     lasting: bool = False  # strikes the same call again until the attempt gives up
-    waits: bool = False  # costs the time-out of a call
+    waits: bool = False  # no answer ever comes: costs a time-out
 
     def fits(self, channel: str) -> bool:
         """Tell whether the fault makes sense for a channel's calls."""

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
 LONGEST_SILENCE_S = 60.0
+SILENCE = b""  # the answer that never comes
 PAGE = b"<html><body><h1>Sign in to the guest network</h1></body></html>"
 STORAGE_CODES = {429: "TooManyRequests", 500: "InternalError", 502: "BadGateway", 503: "ServerBusy"}
 
@@ -65,6 +66,7 @@ class Proxy:
         self._decide = decide
         self._loop = asyncio.new_event_loop()
         self._held: list[Passing] = []
+        self._busy = 0  # requests that have arrived and not yet come to anything
         self._ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -92,6 +94,15 @@ class Proxy:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 self._run(_forward(passing))
         return len(held)
+
+    def settle(self, arrived: Callable[[], bool]) -> None:
+        """Wait until a request has arrived, and all that arrived have taken effect as far as they ever will."""
+
+        async def wait() -> None:
+            while self._busy or not arrived():
+                await asyncio.sleep(0.002)
+
+        self._run(wait())
 
     @property
     def holds(self) -> bool:
@@ -128,11 +139,10 @@ class Proxy:
     async def _serve(self, upstream: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             passing = await _read_request(upstream, reader)
-            stroke = self._decide(passing)
-            if stroke is not None and stroke.delay_s:
-                await asyncio.sleep(stroke.delay_s)
-            answer = await (self._strike(passing, stroke, reader, writer) if stroke else _forward(passing))
-            if answer is not None:
+            answer = await self._carry(passing, writer)
+            if answer == SILENCE:
+                await _wait_for_hangup(reader)
+            elif answer is not None:
                 writer.write(answer)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, ValueError):
@@ -143,9 +153,17 @@ class Proxy:
             with contextlib.suppress(OSError):
                 writer.close()
 
-    async def _strike(
-        self, passing: Passing, stroke: Stroke, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bytes | None:
+    async def _carry(self, passing: Passing, writer: asyncio.StreamWriter) -> bytes | None:
+        self._busy += 1
+        try:
+            stroke = self._decide(passing)
+            if stroke is not None and stroke.delay_s:
+                await asyncio.sleep(stroke.delay_s)
+            return await (self._strike(passing, stroke, writer) if stroke else _forward(passing))
+        finally:
+            self._busy -= 1
+
+    async def _strike(self, passing: Passing, stroke: Stroke, writer: asyncio.StreamWriter) -> bytes | None:
         match stroke.effect:
             case Effect.KILL_BEFORE | Effect.KILL_AFTER:
                 if stroke.effect is Effect.KILL_AFTER:
@@ -160,12 +178,12 @@ class Proxy:
                 _reset(writer)
             case Effect.SILENT_AFTER:
                 await _forward(passing)
-                await _wait_for_hangup(reader)
+                return SILENCE
             case Effect.LATE:
                 self._held.append(passing)
-                await _wait_for_hangup(reader)
+                return SILENCE
             case Effect.HANG:
-                await _wait_for_hangup(reader)
+                return SILENCE
             case Effect.STATUS | Effect.STATUS_AFTER:
                 if stroke.effect is Effect.STATUS_AFTER:
                     await _forward(passing)

@@ -13,7 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from azure.data.tables import TableServiceClient
 from azure.storage.queue import QueueServiceClient
@@ -210,7 +212,7 @@ class Scene:
         )
 
     def _environ_of(self, recipes: tuple[str, ...]) -> Facts:
-        unused = "SERVICENOW" if "contact_to_lead" in recipes else "MARKETO"
+        unused = "MARKETO" if "case_to_incident" in recipes else "SERVICENOW"
         return {name: value for name, value in self.environ.items() if f"__{unused}__" not in name}
 
     def _folder_of(self, recipes: tuple[str, ...]) -> Path:
@@ -366,6 +368,8 @@ def staged() -> Iterator[Scene]:
         for upstream in upstreams:
             proxy.open(upstream)
         stack.enter_context(tapped(wire))
+        sign_in_time = SimpleNamespace(time=lambda: clock.now().timestamp())  # msal keeps what a busy login said
+        stack.enter_context(mock.patch("msal.individual_cache.time", sign_in_time))
         scene = Scene(azurite, folder, wire, clock, sims)
         scene.proxy = proxy
         wire.on_expire = lambda name: sims[name].expire_tokens()

@@ -29,9 +29,10 @@ from faults.kinds import BY_NAME, FAULTS, MAIL
 from faults.scene import Kept, Scene, staged
 from faults.trials import TRIALS, Facts, difference, healthy
 from faults.wire import Strike
+from sandbox.processes import tie_to_parent
 
 PROCESSES = 4
-TOGETHER = 8  # faults in one run
+TOGETHER = 10  # faults in one run
 BOUNDED = "cases"  # trial of the bounded sweep, with two faults a call; one of the others joins it, with one
 
 
@@ -81,7 +82,7 @@ class Bench:
         return TRIALS[trial].work(self._scene)
 
     def judge(self, trial: str, strikes: Sequence[Strike]) -> list[Verdict]:
-        """Run with strikes; when something differs, or was not reached, with each of them alone."""
+        """Run with strikes; when something differs, again with either half; when one was not reached, again without the others."""
         kept, expected, _ = self.know(trial)
         try:
             found = self._run(trial, kept, strikes)
@@ -89,12 +90,19 @@ class Bench:
         except Exception as exc:  # a scenario that breaks is a finding, not the sweep's end
             said = [f"{type(exc).__name__}: {exc}"]
         reached = set(self._scene.wire.struck)
-        if len(strikes) > 1 and (said or len(reached) < len(strikes)):
-            return [verdict for strike in strikes for verdict in self.judge(trial, [strike])]
-        return [
+        missed = [each for each in strikes if each not in reached]
+        if len(strikes) == 1:
+            again: list[Sequence[Strike]] = []
+        elif said:
+            again = [strikes[: len(strikes) // 2], strikes[len(strikes) // 2 :]]
+        else:
+            again = [missed] if 0 < len(missed) < len(strikes) else [[each] for each in missed]
+        settled = [each for each in strikes if not any(each in group for group in again)]
+        verdicts = [
             Verdict(trial, each.label, each.occurrence, each.fault.name, each in reached, tuple(said))
-            for each in strikes
+            for each in settled
         ]
+        return verdicts + [verdict for group in again for verdict in self.judge(trial, group)]
 
 
 def _touches_mail(strike: Strike) -> bool:
@@ -105,10 +113,11 @@ def _touches_mail(strike: Strike) -> bool:
 _BENCH: list[Bench] = []
 
 
-def _start_worker() -> None:
+def _start_worker(parent_pid: int) -> None:
     import atexit  # noqa: PLC0415
     import logging  # noqa: PLC0415
 
+    tie_to_parent(parent_pid)
     logging.disable(logging.CRITICAL)
     staging = staged()
     _BENCH.append(Bench(staging.__enter__()))
@@ -243,7 +252,7 @@ def sweep(options: argparse.Namespace, echo: Any = print) -> Swept:
     done = {(each.trial, each.label, each.occurrence, each.fault) for each in verdicts}
     distinct: dict[str, int] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, context, _start_worker) as pool:
+    with ProcessPoolExecutor(options.processes, context, _start_worker, (os.getpid(),)) as pool:
         listed = {name: pool.submit(_calls_of, name) for name in names}
         futures = []
         for name, future in listed.items():

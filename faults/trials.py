@@ -169,21 +169,21 @@ def _of_run(scene: Scene, run: RunRow, results: Facts, wrong: list[str]) -> Fact
     }
 
 
-# -- contacts to leads --------------------------------------------------------------------------------------------------
+# -- contacts to leads, accounts to companies --------------------------------------------------------------------------------------------------
 
-BEFORE, NEW, EVENTS = 14, 22, 12  # contacts synced before, new ones, and how many of these come by a webhook
+BEFORE, NEW, EVENTS = 14, 22, 12  # records synced before, new ones, and how many of these come by a webhook
 
 
 def prepare_contacts(scene: Scene) -> None:
     """Fill both systems and sweep once; since then contacts and accounts changed, and new ones came."""
     sim = scene.dynamics
-    _sweep(scene)  # the first one reads nothing that was there before
+    _sweep(scene, CONTACTS)  # the first one reads nothing that was there before
     scene.clock.advance(60)
     accounts = [sim.insert("account", name=f"Company {n}", address1_city="Delft", revenue=1000 + n) for n in range(6)]
     old = [_add_contact(scene, n, accounts[n % 4] if n % 3 else None) for n in range(BEFORE)]
     scene.marketo.insert("leads", email="person2@customer.example", firstName="Known", lastName="Before")
     scene.clock.advance(60)
-    _sweep(scene)
+    _sweep(scene, CONTACTS)
     scene.clock.advance(3600)
     for number, key in enumerate(old[:8]):
         changes = {"jobtitle": "Chief"} if number % 2 else {"emailaddress1": f"moved{number}@customer.example"}
@@ -208,21 +208,60 @@ def _add_contact(scene: Scene, number: int, account: str | None, **columns: Any)
 def work_contacts(scene: Scene) -> Facts:
     """Receive webhooks of some contacts, work them, and sweep what never arrived."""
     chosen = sorted(scene.dynamics.rows("contact"), key=lambda row: row["lastname"])[2 : 2 + EVENTS]
-    events = [_receive(scene, row["contactid"], number) for number, row in enumerate(chosen)]
-    scene.work(lambda: set(events) <= {row.key for row in _events(scene)})
-    found = _events(scene)
-    counted = Counter(row.key for row in found)
-    wrong = [f"event {event} has {counted[event]} results" for event in events if counted[event] != 1]
+    found, wrong = _work_events(scene, CONTACTS, [("contact", row["contactid"], "Update") for row in chosen])
     facts = sweep_contacts(scene)
-    return facts | {
-        "wrong": wrong + facts["wrong"],
-        "events": {row.key: (row.outcome.value, row.reason) for row in found},
-    }
+    return facts | {"wrong": wrong + facts["wrong"], "events": found}
 
 
 def sweep_contacts(scene: Scene) -> Facts:
     """Sweep the contacts that changed since the last run."""
-    run = _sweep(scene)
+    return _state_of_leads(scene, _sweep(scene, CONTACTS))
+
+
+def prepare_accounts(scene: Scene) -> None:
+    """Fill both systems and sweep once; since then accounts changed, and new ones came."""
+    sim = scene.dynamics
+    _sweep(scene, ACCOUNTS)
+    scene.clock.advance(60)
+    old = [sim.insert("account", name=f"Company {n:02d}", revenue=1000 + n) for n in range(BEFORE)]
+    scene.marketo.insert("companies", externalCompanyId=old[2], company="Was there")
+    scene.clock.advance(60)
+    _sweep(scene, ACCOUNTS)
+    scene.clock.advance(3600)
+    for key in old[:8]:
+        sim.update("account", key, address1_city="Gouda")
+    sim.update("account", old[9], statecode=1, statuscode=2)
+    for number in range(NEW):
+        sim.insert("account", name=f"New company {number:02d}", telephone1=f"+31 10 {number:03d}")
+    sim.insert("account", name=None)
+    scene.clock.advance(60)
+
+
+def work_accounts(scene: Scene) -> Facts:
+    """Receive webhooks of some accounts, sweep what never arrived, and send the digest of the day."""
+    chosen = sorted((row for row in scene.dynamics.rows("account") if row["name"]), key=lambda row: row["name"])
+    asked = [("account", row["accountid"], "Update") for row in chosen[4 : 4 + EVENTS]]
+    scene.dynamics.delete("account", gone := chosen[-1]["accountid"])
+    found, wrong = _work_events(scene, ACCOUNTS, [*asked, ("account", gone, "Delete")])
+    run = _sweep(scene, ACCOUNTS)
+    scene.advance_to((scene.now() + timedelta(days=1)).replace(hour=0, minute=0, second=30))
+    scene.tick()
+    scene.work(lambda: bool(scene.mailbox.mails))
+    facts = _state_of_leads(scene, run)
+    return facts | {"wrong": wrong + facts["wrong"], "events": found}
+
+
+def _work_events(scene: Scene, recipe: str, asked: list[tuple[str, str, str]]) -> tuple[Facts, list[str]]:
+    """Receive webhooks and work them; return what became of each, and what is wrong with their number."""
+    events = [_receive(scene, recipe, *each, number) for number, each in enumerate(asked)]
+    scene.work(lambda: set(events) <= {row.key for row in _events(scene, recipe)})
+    found = _events(scene, recipe)
+    counted = Counter(row.key for row in found)
+    wrong = [f"event {event} has {counted[event]} results" for event in events if counted[event] != 1]
+    return {row.key: (row.outcome.value, row.reason) for row in found}, wrong
+
+
+def _state_of_leads(scene: Scene, run: RunRow) -> Facts:
     results, wrong = scene.results(run.run_id)
     records = scene.marketo.records.tables
     companies = {row["id"]: row.get("externalCompanyId") or "none" for row in records["companies"].values()}
@@ -256,12 +295,10 @@ def _plain(row: Facts) -> Facts:
     }
 
 
-def _sweep(scene: Scene) -> RunRow:
+def _sweep(scene: Scene, recipe: str) -> RunRow:
     started = scene.asks(
         lambda: (
-            runs.start_run(
-                scene.app, scene.app.recipe(CONTACTS), parse_window("since_last_run"), started_by="daily"
-            ).run
+            runs.start_run(scene.app, scene.app.recipe(recipe), parse_window("since_last_run"), started_by="daily").run
         )
     )
 
@@ -273,29 +310,29 @@ def _sweep(scene: Scene) -> RunRow:
     return scene.run_row(started.run_id) or started
 
 
-def _receive(scene: Scene, contact: str, number: int) -> str:
+def _receive(scene: Scene, recipe: str, table: str, key: str, message: str, number: int) -> str:
     operation = f"00000000-0000-4000-8000-{number:012d}"
     body = {
-        "PrimaryEntityName": "contact",
-        "PrimaryEntityId": contact,
-        "MessageName": "Update",
+        "PrimaryEntityName": table,
+        "PrimaryEntityId": key,
+        "MessageName": message,
         "OperationId": operation,
     }
     headers = {"x-ms-dynamics-organization": ORIGIN}
-    request = Request("POST", {"recipe": CONTACTS}, {"code": WEBHOOK_KEY}, headers, json.dumps(body).encode())
+    request = Request("POST", {"recipe": recipe}, {"code": WEBHOOK_KEY}, headers, json.dumps(body).encode())
 
     def ask() -> None:
         if webhooks.receive(scene.app, request).status != 202:
             raise StateError("the queue refused the event; Dataverse comes again")
 
     scene.asks(ask)
-    return f"{operation}:{contact}:Update"
+    return f"{operation}:{key}:{message}"
 
 
-def _events(scene: Scene) -> list[Any]:
+def _events(scene: Scene, recipe: str) -> list[Any]:
     return [
         result
-        for run in scene.view.query(RunRow, CONTACTS)
+        for run in scene.view.query(RunRow, recipe)
         if run.kind is RunKind.EVENTS
         for page in range(EVENT_PAGES)
         for result in scene.view.query(ResultRow, f"{run.run_id}!{page:06d}")
@@ -333,6 +370,9 @@ TRIALS = {
         Trial("cases in bulk", (CASES,), prepare_cases, work_cases, {"BULK_ABOVE": "0"}),
         Trial("contacts", (CONTACTS, ACCOUNTS), prepare_contacts, work_contacts, mails=0),
         Trial("contacts in bulk", (CONTACTS, ACCOUNTS), prepare_contacts, sweep_contacts, {"BULK_ABOVE": "0"}, mails=0),
+        Trial(
+            "accounts", (ACCOUNTS,), prepare_accounts, work_accounts, {"BULK_ABOVE": "0"}
+        ),  # events one by one, then bulk
     )
 }
 

@@ -1,6 +1,11 @@
 """The bounded part of the fault sweep, and what chooses it. `make faults` runs all of it."""
 
+import os
 import random
+import select
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +24,39 @@ def test_bounded_sweep_ends_as_the_undisturbed_run() -> None:
 
     assert len(swept.verdicts) > 200
     assert swept.failures == [], "\n".join(report.describe(verdict) for verdict in swept.failures)
+
+
+def test_a_busy_sign_in_is_over_when_the_scenes_clock_says_so() -> None:
+    """What a sign-in library remembers passes with the clock that the scenario moves, not with the machine's."""
+    asked = ["--trial", "first cases", "--only", "login POST", "--fault", "429 Retry-After", "--processes", "1"]
+
+    swept = sweep(parse(asked), lambda _: None)
+
+    assert [verdict.reached for verdict in swept.verdicts] == [True]
+    assert swept.failures == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel has no such rule")
+def test_workers_die_with_their_parent() -> None:
+    """A sweep that is killed leaves neither workers nor their storage behind."""
+    command = [sys.executable, "-m", "faults.sweep", "--trial", "first cases", "--processes", "1"]
+    with subprocess.Popen(command, cwd=report.ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()  # the worker has listed the calls
+        below = {pid: os.pidfd_open(pid) for pid in _descendants(parent.pid)}
+
+        parent.kill()
+        ended = {pid for pid, end in below.items() if select.select([end], [], [], 20)[0]}
+
+    assert len(below) >= 2
+    assert ended == set(below)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes below one, as Linux lists them."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return children + [below for child in children for below in _descendants(child)]
 
 
 def test_points_are_first_middle_and_last() -> None:
