@@ -70,6 +70,12 @@ class LooseRow(StateRow):
         return self.key
 
 
+def replace_together(tables: Tables, row: LooseRow) -> StateRow:
+    """Store a row in a transaction, over another one with its key."""
+    stored = tables.insert(LooseRow(key=row.key))
+    return tables.transact([("replace", row.model_copy(update={"etag": stored.etag}))])[0]
+
+
 class OldRow(LooseRow):
     """The same row as an older app knows it."""
 
@@ -95,7 +101,16 @@ def test_rows_may_leave_none_out(model):
         assert not nullable or field.default is None, name
 
 
-def test_row_comes_back_as_it_was_stored(tables):
+@pytest.mark.parametrize(
+    "store",
+    [
+        pytest.param(lambda tables, row: tables.insert(row), id="alone"),
+        pytest.param(lambda tables, row: tables.transact([("insert", row)])[0], id="inserted together"),
+        pytest.param(lambda tables, row: tables.transact([("upsert", row)])[0], id="stored together"),
+        pytest.param(replace_together, id="replaced together"),
+    ],
+)
+def test_row_comes_back_as_it_was_stored(tables, store):
     """Every kind of value survives: text of any script, numbers, times, lists, models, half a surrogate pair in a list."""
     row = LooseRow(
         key="ключ 'k' %25",
@@ -108,7 +123,7 @@ def test_row_comes_back_as_it_was_stored(tables):
         claim=Claim(owner="m", until=NOON),
     )
 
-    stored = tables.insert(row)
+    stored = store(tables, row)
 
     found = tables.get(LooseRow, "p", row.key)
     assert found == stored
@@ -443,7 +458,7 @@ def test_transaction_names_the_row_that_changed(tables, others):
 
 def test_transaction_forgives_deleting_what_is_gone(tables):
     """The other rows are still written."""
-    rows = tables.transact([("insert", result(f"C{n}")) for n in range(2)])
+    rows = tables.transact([("insert", result(f"{n}'s")) for n in range(2)])
     tables.delete(rows[0])
 
     tables.transact([("delete", rows[0]), ("delete", rows[1]), ("insert", result("C2"))])
@@ -451,7 +466,7 @@ def test_transaction_forgives_deleting_what_is_gone(tables):
     assert [row.key for row in tables.query(ResultRow, rows[0].partition_key)] == ["C2"]
 
 
-@pytest.mark.parametrize("fault", ["lose", "503"])
+@pytest.mark.parametrize("fault", ["lose", "503", "cut"])
 def test_transaction_whose_answer_was_lost_is_believed_after_a_look(tables, edge, fault):
     """Repeated by the SDK or by us, it meets its own rows."""
     tables.create_all([ResultRow])
