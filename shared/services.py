@@ -20,13 +20,14 @@ from shared.clients.system import Permits, System
 from shared.connections import Connection, Dynamics365Connection, MarketoConnection, ServiceNowConnection
 from shared.mail import Delivery, Email, SmtpMailer
 from shared.settings import Settings
-from shared.state.permits import SharedPermits
+from shared.state.permits import WAIT_S, SharedPermits
 from shared.state.queues import Queues
 from shared.state.shares import Budget, Limits
 from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 
 MARKETO_ZONE = "America/Chicago"  # where Marketo's day ends
+SLOT_SLACK_S = 2.0  # after a slot's end: storage's time is known to about a second
 MICROSOFT_LOGIN = "https://login.microsoftonline.com"  # the one authority that msal discovers others through
 
 
@@ -84,7 +85,7 @@ class Services:
         call_s = connection.connect_timeout_s + connection.read_timeout_s
         kept = None if name in self._event_connections else 0
         limits = Limits(connection.concurrency, kept=kept, budgets=_budgets(connection))
-        permits = SharedPermits(self.tables, name, limits, call_s=call_s)
+        permits = SharedPermits(self.tables, name, limits, call_s=call_s, wait_s=_wait_s(limits))
         match connection:
             case Dynamics365Connection():
                 return _build_dynamics365(name, connection, permits)
@@ -92,6 +93,14 @@ class Services:
                 return _build_servicenow(name, connection, permits)
             case MarketoConnection():
                 return _build_marketo(name, connection, permits)
+
+
+def _wait_s(limits: Limits) -> float:
+    """Return how long a call waits for its permit: until the next slot of a budget of seconds begins, never until a new day.
+
+    Work that one worker puts back until then is missing to another one that still has calls of the slot in hand.
+    """
+    return max([WAIT_S, *(budget.seconds + SLOT_SLACK_S for budget in limits.budgets)])
 
 
 def _budgets(connection: Connection) -> tuple[Budget, ...]:

@@ -114,7 +114,8 @@ class SharedPermits:
         """
         lane, left_s = attempt.current().lane, attempt.current().left_s()
         waiter = _Waiter(lane, min(self._call_s, max(left_s, 0.0)))
-        pool = self._acquire(waiter, self._now_s() + min(self._wait_s, left_s))
+        spare_s = max(0.0, left_s - self._call_s)  # a permit that comes later comes too late for the call
+        pool = self._acquire(waiter, self._now_s() + min(self._wait_s, spare_s))
         try:
             yield
         finally:

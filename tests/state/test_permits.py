@@ -197,6 +197,18 @@ def test_waiting_ends_with_the_attempt(tables, share):
         pass
 
 
+def test_permit_is_not_waited_for_until_it_is_too_late_for_the_call(tables, share):
+    """The work is put back while there is still time for the call: a permit after that would be used up for nothing."""
+    permits = share(tables, Limits(1), wait_s=120, call_s=60)
+
+    with permits.hold(), attempt(ends_at_s=time.monotonic() + 60.2) as tight:
+        with pytest.raises(RateLimitedError), permits.hold():
+            pass
+        left_s = tight.left_s()
+
+    assert left_s > 30
+
+
 def test_pause_stops_this_process_at_once_and_the_others_soon(tables, others, share):
     """It is in the row; a shorter one does not shorten it."""
     here = share(tables, Limits(4))

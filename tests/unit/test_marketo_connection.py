@@ -5,8 +5,10 @@ import pytest
 from shared.clients.marketo import Marketo
 from shared.connections import MarketoConnection
 from shared.errors import ConfigError
-from shared.services import Services
+from shared.services import Services, _budgets, _wait_s
 from shared.settings import load_settings
+from shared.state.permits import WAIT_S
+from shared.state.shares import Limits
 from tests.unit.test_settings import GOOD, SECRET, connection
 
 MARKETO = {
@@ -63,3 +65,13 @@ def test_marketo_client_is_built_from_its_connection(setting, sent):
     assert client._lookup_field == sent
     assert client.transaction_s == 90
     assert client.url("lead", "7").startswith("https://app-ab12.marketo.com/lead")
+
+
+def test_call_waits_for_the_next_twenty_seconds_and_never_for_the_next_day():
+    """Work that is put back is missing to a worker that still has calls; a day's end is hours away, and nobody waits there."""
+    budgets = _budgets(load().connection("marketo"))
+
+    waits = [_wait_s(Limits(5, budgets=each)) for each in ((), budgets[1:], budgets)]
+
+    assert [budget.seconds for budget in budgets] == [20.0, 0.0]
+    assert waits == [WAIT_S, WAIT_S, 22.0]
