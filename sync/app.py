@@ -20,10 +20,10 @@ from shared.state.queues import Queues
 from shared.state.rows import RunRow, newest_first, recipe_of
 from shared.state.tables import Tables
 from sync.flow import Flow, Limits
-from sync.recipe import Recipe, RecordRef, WriteMode
-from sync.recipe_faults import Fault, RecipeError
+from sync.recipe import Recipe, RecordRef
+from sync.recipe_faults import RecipeError
 from sync.recipe_loader import load_recipes
-from sync.recipe_rules import Capability, ConnectionFacts, check_together, walk_blocks
+from sync.recipe_rules import Capability, ConnectionFacts, check_together
 
 LOG = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
     inactive = {name: missing for name, recipe in loaded.items() if (missing := _missing(settings, recipe))}
     recipes = {name: recipe for name, recipe in loaded.items() if name not in inactive}
     connections = {name: _facts(connection) for name, connection in settings.connections.items()}
-    faults = [*check_together(recipes, connections, settings.allow_mixed_environments), *_not_built(recipes)]
+    faults = check_together(recipes, connections, settings.allow_mixed_environments)
     if faults:
         raise RecipeError(faults)
     for name, missing in inactive.items():
@@ -229,17 +229,6 @@ def _check_times(settings: Settings) -> None:
             f"A call of {' and '.join(slow)} may take as long as an attempt ({attempt_s:.0f} s, {LEASE_SHARE:.0%} of "
             f"QUEUE_LEASE_S): lower CONNECTIONS__{slow[0].upper()}__READ_TIMEOUT_S."
         )
-
-
-def _not_built(recipes: Mapping[str, Recipe]) -> list[Fault]:
-    """Refuse what the format knows and the engine does not do yet: nothing in a recipe is passed over in silence."""
-    faults = []
-    for recipe in recipes.values():
-        for location, block in walk_blocks(recipe):
-            if block.children or block.write is WriteMode.MIRROR:
-                says = "`children` and `write: mirror` are not worked yet: take them out of the recipe"
-                faults.append(Fault(recipe.path, recipe.place_of(location), says))
-    return faults
 
 
 def _missing(settings: Settings, recipe: Recipe) -> tuple[str, ...]:

@@ -64,14 +64,14 @@ class ShardBook(links.Book):
         self._links: list[LinkRow] = []
 
     def claim_together(self, wanted: Sequence[links.Wanted]) -> None:
-        plain = [each for each in wanted if each.link is None or (each.link.etag and each.link.claim is None)]
+        plain = [each for each in wanted if each.link is None or each.link.claim is None]
         _map_shards(
             self._claim_shard, [(each, self._claimed(each)) for each in plain], lambda pair: pair[1].partition_key
         )
         values = {
             each.value.row_key: self._claimed_value(each, each.value)
             for each in wanted
-            if each.key in self._taken and each.value is not None
+            if each.row_key in self._taken and each.value is not None
         }
         _map_shards(self._claim_values, list(values.values()), lambda row: row.partition_key)
 
@@ -98,16 +98,26 @@ class ShardBook(links.Book):
             return  # each is then claimed by itself, which says whose claim it met
         for (wanted, _), row in zip(pairs, rows, strict=True):
             if isinstance(row, LinkRow):
-                self._taken[wanted.key] = claims.Taken(row)
+                self._taken[wanted.row_key] = claims.Taken(row)
 
     def claim(self, wanted: links.Wanted) -> claims.Taken[LinkRow]:
-        return self._taken.get(wanted.key) or super().claim(wanted)
+        return self._taken.get(wanted.row_key) or super().claim(wanted)
 
     def claim_value(self, blank: IdentityRow, owner: str) -> claims.Taken[IdentityRow]:
         return self._taken_values.get((blank.row_key, owner)) or super().claim_value(blank, owner)
 
     def store_value(self, link: LinkRow, row: IdentityRow) -> None:
         self._values.append((link, row))
+
+    def release_values(self, rows: Sequence[IdentityRow]) -> None:
+        def release(rows: list[IdentityRow]) -> None:
+            try:
+                self.flow.tables.transact([("delete", row) for row in rows])
+            except RowError:
+                for row in rows:
+                    links.release(self.flow, row)
+
+        _map_shards(release, rows, lambda row: row.partition_key)
 
     def own_target(self, link: LinkRow, key: str) -> None:
         row = TargetRow(

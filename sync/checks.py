@@ -103,11 +103,12 @@ class _Walker:
             return None
         name, _, rest = path.partition(".")
         field = record.fields.get(name)
+        if rest and (field is None or (field.kind is FieldKind.LIST and not field.refers_to)):
+            child = _describe(self.describe, self.connection, f"{record.record}.{name}")
+            if child is not None:
+                return None if rest == MARKER_PATH else self._inside([child], rest)
         if field is None:
-            child = _describe(self.describe, self.connection, name) if rest else None
-            if child is None:
-                return f"{record.record} has no field `{name}`{did_you_mean(name, record.fields)}"
-            return None if rest == MARKER_PATH else self._inside([child], rest)
+            return f"{record.record} has no field `{name}`{did_you_mean(name, record.fields)}"
         targets = [_describe(self.describe, self.connection, kind) for kind in field.refers_to]
         known = [target for target in targets if target]
         if field.kind is FieldKind.LIST and rest == MARKER_PATH:
@@ -136,6 +137,8 @@ def _check_block(
         place = (*location, "record") if location else ("target",)
         yield _Finding(place, f"{recipe.target.connection} has no record `{record_name}`")
         return
+    if record.only_added and block.write is not WriteMode.CREATE:
+        yield _Finding((*location, "write"), f"a {record.noun} is only ever added: say `write: create`")
     yield from _check_match(location, block, record)
     for name, rule in block.fields.items():
         here: Location = (*location, "fields", name)
@@ -143,7 +146,7 @@ def _check_block(
         if rule.find:
             yield from _check_block((*here, "find"), rule.find, recipe, describe, rule.find.record)
     for index, child in enumerate(block.children):
-        yield from _check_block((*location, "children", index), child, recipe, describe, child.record)
+        yield from _check_block((*location, "children", index), child, recipe, describe, f"{record_name}.{child.record}")
 
 
 def _check_match(location: Location, block: Block, record: RecordType) -> Iterator[_Finding]:

@@ -19,9 +19,10 @@ from sync import links, references
 from sync.decide import Action, agreement, decide, is_stale, wants_find, wants_rekeying
 from sync.flow import Flow
 from sync.mapping import FieldWarning, Mapped, holds, map_record
-from sync.matching import find_matches
-from sync.recipe import GoneAction
+from sync.matching import Match, find_matches
+from sync.recipe import GoneAction, MatchRule
 from sync.references import Ask, Reference
+from sync.siblings import find_sibling, read_siblings, siblings_of
 from sync.work import Work, each
 
 LOG = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     look_targets_up(flow, pending)
     each([work for work in pending if not work.missing], lambda work: decide_work(flow, run, work))
     each(works, lambda work: settle_without_write(flow, run, work))
+    if flow.recipe.block.children:
+        from sync.children import plan  # noqa: PLC0415  # the engine calls itself for the blocks under a block
+
+        plan(flow, run, works)
 
 
 def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
@@ -283,6 +288,9 @@ def guarded(flow: Flow, works: list[Work], step: Callable[[Flow, list[Work]], No
 
 def read_targets(flow: Flow, works: list[Work]) -> None:
     """Read the linked targets of a batch together."""
+    if works[0].siblings is not None:
+        _read_linked_children(flow, works)
+        return
     keys = [links.target_key(flow, work.link) for work in works if work.link]
     rows = flow.target.fetch_rows(
         flow.recipe.target.record, flow.recipe.target_paths(), (), [(key,) for key in dict.fromkeys(keys)]
@@ -298,10 +306,29 @@ def read_targets(flow: Flow, works: list[Work]) -> None:
             )
 
 
+def _read_linked_children(flow: Flow, works: list[Work]) -> None:
+    read_siblings(flow, works)
+    for work in works:
+        work.target = (siblings_of(work).rows or {}).get(links.target_key(flow, work.link)) if work.link else None
+        work.matched = True
+        if work.target is None and work.error is None:
+            text = f"The linked {flow.target_type().noun} is gone, or we may not read it. Choose recreate or unlink."
+            work.error = RejectedError(text, code="target_missing")
+
+
+def find_targets(
+    flow: Flow, works: Sequence[Work], rules: Sequence[MatchRule], *, anew: bool = False
+) -> list[Match | SyncError | None]:
+    """Ask rules for the works' targets: of a record in the target, of a child among its parent's children."""
+    if works and works[0].siblings is not None:
+        read_siblings(flow, works, anew=anew)
+        return [find_sibling(flow, work, rules) if work.error is None else None for work in works]
+    asks = [(work.fields, taken_by_other(flow, work)) for work in works]
+    return find_matches(flow.target, flow.recipe.target.record, flow.recipe.target_paths(), rules, asks)
+
+
 def _match(flow: Flow, works: list[Work]) -> None:
-    block = flow.recipe.block
-    asks = [(work.mapped, taken_by_other(flow, work)) for work in works if work.mapped is not None]
-    answers = find_matches(flow.target, block.record, flow.recipe.target_paths(), block.match, asks)
+    answers = find_targets(flow, works, flow.recipe.block.match)
     for work, answer in zip(works, answers, strict=True):
         if isinstance(answer, SyncError):
             work.error = answer

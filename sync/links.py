@@ -38,6 +38,18 @@ def _from_other_side(flow: Flow, key: str) -> LinkRow | None:
     return flow.tables.get(LinkRow, link.partition_key, link.row_key)
 
 
+def find_child_links(flow: Flow, parent: LinkRow) -> list[LinkRow]:
+    """Find the links of a record's children of the flow's kind, made by either side: one range of one partition."""
+    first = LinkRow(pair=flow.pair, side="", key="", parent=parent.row_key)
+    rows = flow.tables.query(LinkRow, first.partition_key, f"{parent.row_key}|", f"{parent.row_key}}}")
+    return [row for row in rows if row.parent == parent.row_key]
+
+
+def source_key(flow: Flow, link: LinkRow) -> str:
+    """Return the key of the recipe's source record, whichever side the link stands under."""
+    return link.key if link.side == flow.source_name else link.other_key
+
+
 def target_key(flow: Flow, link: LinkRow) -> str:
     """Return the key of the recipe's target record, whichever side the link stands under."""
     return link.other_key if link.side == flow.source_name else link.key
@@ -60,6 +72,11 @@ class Wanted:
     creating: bool
     value: IdentityRow | None = None  # the first match rule's value, where it is to be created with it
 
+    @property
+    def row_key(self) -> str:
+        """Return what tells a claim from the others of its batch: children of several records may have one key."""
+        return self.link.row_key if self.link else self.key
+
 
 class Book:
     """How a batch's claims and links are stored: here each by itself; `bulk.ShardBook` stores them together."""
@@ -81,6 +98,11 @@ class Book:
     def store_value(self, link: LinkRow, row: IdentityRow) -> None:  # noqa: ARG002  # whose value it is: others put it off
         """Store a match value that we have claimed, before its link. Raises RateLimitedError `claim_lost`."""
         store(self.flow, row)
+
+    def release_values(self, rows: Sequence[IdentityRow]) -> None:
+        """Give up match values that need no claim any more, now that their links are stored."""
+        for row in rows:
+            release(self.flow, row)
 
     def own_target(self, link: LinkRow, key: str) -> None:
         """Make a created record ours. Raises RejectedError `target_taken`."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from shared.clients.system import Key, Paths, Row, Target, Value
 from shared.errors import MappingError, RejectedError, SyncError
+from shared.markers import carries
 from sync.decide import comparable, same_value, search_key
 from sync.mapping import Mapped
 from sync.recipe import MatchRule
@@ -56,6 +57,39 @@ def find_matches(
             if answer is not None:
                 answers[index] = answer
     return [answers.get(index) for index in range(len(asks))]
+
+
+def find_among(
+    rules: Sequence[MatchRule], rows: Sequence[Row], mapped: Mapped, taken: Owner
+) -> Match | SyncError | None:
+    """Find a record among some that are at hand, oldest first: the match, None for none, or why it cannot be said.
+
+    A field that carries a marker is compared by it alone, and the oldest record with the marker is the one: a quote
+    comes later.
+    """
+    first = next((rule for rule in rules if not rule.link), None)
+    for rule in rules:
+        hits = [row for row in rows if not rule.link and _meets(rule, row) and _agrees(rule, row, mapped)]
+        if any((field := mapped.fields.get(name)) is not None and field.marker for name in rule.fields):
+            hits = [row for row in hits if not taken(row.key)][:1]
+        answer = _judge(rule, rule is first, first, hits, mapped, taken)
+        if answer is not None:
+            return answer
+    return None
+
+
+def _agrees(rule: MatchRule, row: Row, mapped: Mapped) -> bool:
+    for name in rule.fields:
+        field, held = mapped.fields.get(name), row.fields.get(name)
+        if field is None or field.skipped_by_when or comparable(held) is None:
+            return False
+        if field.marker:
+            agrees = carries(str(held), field.marker)
+        else:
+            agrees = any(search_key(value) == search_key(held) for value in field.accepted)
+        if not agrees:
+            return False
+    return True
 
 
 def _values(rule: MatchRule, mapped: Mapped) -> list[Key]:

@@ -44,8 +44,8 @@ def result_of(flow: Flow, run: RunRow, work: Work) -> ResultRow:
         outcome=work.outcome,
         reason=work.reason,
         message=work.message,
-        warnings=[{"code": code, "text": text} for code, text in _warnings(work)],
-        fields=work.decision.reasons if work.decision else {},
+        warnings=[{"code": code, "text": text} for code, text in warnings_of(work)],
+        fields=(work.decision.reasons if work.decision else {}) | work.notes,
         source_label=work.row.label if work.row else "",
         source_url=work.row.url if work.row else flow.source.url(flow.recipe.source.record, work.key),
         target_key=key,
@@ -57,8 +57,12 @@ def result_of(flow: Flow, run: RunRow, work: Work) -> ResultRow:
     )
 
 
-def _warnings(work: Work) -> list[tuple[str, str]]:
+def warnings_of(work: Work) -> list[tuple[str, str]]:
     """Return the warnings that count for what was done: those of fields that were written or would have been."""
+    return [*_own_warnings(work), *work.child_warnings]
+
+
+def _own_warnings(work: Work) -> list[tuple[str, str]]:
     if work.outcome in (Outcome.UNCHANGED, Outcome.SKIPPED) or work.mapped is None:
         return []
     found = [(warning.code, warning.text) for warning in work.mapped.warnings]
@@ -106,7 +110,7 @@ def _growing_wait_s(flow: Flow, work: Work, first_s: float, most_s: float) -> fl
 def fail(work: Work, code: str, message: str) -> None:
     """Settle a work as failed with its last reason."""
     work.error = None
-    work.end(Outcome.FAILED, code, message)
+    work.end(Outcome.FAILED, code, f"{work.failed_child}: {message}" if work.failed_child else message)
 
 
 def settle_error(flow: Flow, work: Work) -> Again | None:

@@ -209,6 +209,11 @@ class Block(Strict):
         return frozenset((*self.fields, *conditions))
 
     @property
+    def is_marked(self) -> bool:
+        """Whether its records are only added and known by what they were made from: comments, notes."""
+        return self.write is WriteMode.CREATE and self.from_ is not None
+
+    @property
     def first_match(self) -> tuple[str, ...]:
         """The fields of the first rule that names any: what claims and lost answers are looked up by."""
         return next((rule.fields for rule in self.match if not rule.link), ())

@@ -6,6 +6,7 @@ from shared.errors import MappingError
 from shared.state.rows import LinkRow, OpenRow, Outcome, RunRow, TargetRow, key_text
 from sync import links, runs
 from sync.app import App
+from sync.children import forget_links
 from sync.flow import Flow
 from sync.summaries import results_of
 from sync.windows import Window, WindowKind
@@ -100,9 +101,10 @@ def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> None:
 
 
 def _unlink(flow: Flow, link: LinkRow) -> None:
-    """Forget a pair: first the way back, last the link, so that an interrupted unlink can be repeated."""
+    """Forget a pair: first the way back and the children's links, last the link, so that it can be repeated."""
     target_key = links.target_key(flow, link)
     if target_key:
         back = TargetRow(pair=flow.pair, side=flow.target_name, key=target_key, link_side="", link_key="")
         flow.tables.delete_key(TargetRow, back.partition_key, back.row_key)
+    forget_links(flow, link)
     flow.tables.delete(link)

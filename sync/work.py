@@ -19,6 +19,16 @@ LOST_ANSWER = "lost answer"  # what found a target that an earlier attempt had m
 
 
 @dataclasses.dataclass
+class Siblings:
+    """The children of one kind of a target record, among which those of its source record are found."""
+
+    parent: str  # key of the target record, "" while it would only be made
+    owners: dict[str, str]  # target child -> the source child that it is linked with
+    rows: dict[str, Row] | None = None  # by key; None: not read yet
+    closed: bool = False  # the record takes no more changes
+
+
+@dataclasses.dataclass
 class Work:
     """One record on its way through the steps."""
 
@@ -40,6 +50,12 @@ class Work:
     lost: list[str] = dataclasses.field(default_factory=list)  # fields that the answer to the write does not show
     missing: set[str] = dataclasses.field(default_factory=set)  # digests of references that would be created
     identity: IdentityRow | None = None  # our claim on the first match rule's value
+    siblings: Siblings | None = None  # of a child
+    families: "list[Family] | None" = None  # its children by the blocks under `children`, once they were looked at
+    fresh: bool = False  # the target was made just now
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)  # kind of child -> what is done with how many
+    child_warnings: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    failed_child: str = ""  # whose error it is
     doubtful: bool = False  # an earlier attempt may have appended already
     interrupted: bool = False  # an earlier attempt of this message had the claim: what it wrote is our doing
     attempts: int = 1
@@ -95,6 +111,20 @@ class Work:
     def end(self, outcome: Outcome, reason: str = "", message: str = "") -> None:
         """Settle the record's outcome."""
         self.outcome, self.reason, self.message = outcome, reason, message
+
+
+@dataclasses.dataclass
+class Family:
+    """A record's children by one block under `children`."""
+
+    works: list[Work]  # of the children that the source has
+    stale: list[LinkRow]  # of those that it no longer has
+    mirrored: bool  # what it no longer has is taken away
+    waits: bool  # a child from the other side is being made, and may be one of these
+    siblings: Siblings
+    owner: str  # of claims, as the record's own
+    removed: int = 0
+    errors: list[tuple[str, Exception]] = dataclasses.field(default_factory=list)  # of removals, by the target's child
 
 
 def each(works: Iterable[Work], step: Callable[[Work], None]) -> None:

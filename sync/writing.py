@@ -25,15 +25,15 @@ from sync.decide import Action, Decision, agreement, comparable, same_value, sea
 from sync.flow import Flow
 from sync.items import (
     decide_work,
+    find_targets,
     look_targets_up,
     map_work,
     needs_vendor,
     resolve_references,
     scope,
     settle_without_write,
-    taken_by_other,
 )
-from sync.matching import Match, find_matches, shared_error
+from sync.matching import Match, shared_error
 from sync.work import LOST_ANSWER, Work, each
 
 
@@ -48,6 +48,9 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
             each([work], lambda work: map_work(flow, work))
             each([work], lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
+    with_children = bool(flow.recipe.block.children)
+    if with_children:
+        each(works, lambda work: settle_without_write(flow, run, work))  # it may be here for its children alone
     ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
     book.claim_together([_wanted(flow, work) for work in works if work.open])
     each(works, lambda work: _claim(flow, run, work, book))
@@ -65,6 +68,11 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
     for work in claimed:
         if work.link is not None and (error := failed.get(work.link.row_key)) is not None:
             work.error, work.outcome = error, None
+    book.release_values([work.identity for work in claimed if work.siblings and work.identity and work.error is None])
+    if with_children:
+        from sync import children  # noqa: PLC0415  # the engine calls itself for the blocks under a block
+
+        children.finish(flow, run, works)
 
 
 def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
@@ -96,6 +104,8 @@ def _wanted(flow: Flow, work: Work) -> links.Wanted:
 
 def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
     """Make a matched target ours; when another record was faster, this one looks again: the match is not free any more."""
+    if work.siblings is not None:
+        return  # whose a child is, is told by the links of its siblings
     try:
         links.own_target(flow, link, key)
     except RejectedError as exc:
@@ -142,10 +152,11 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work) -> None:
 
 def _find_by_first_rule(flow: Flow, work: Work) -> Match | None:
     """Ask the vendor who has the record's value in the first match rule. Raises SyncError when that is no one free record."""
-    block = flow.recipe.block
-    first = [rule for rule in block.match if not rule.link][:1]
-    asks = [(work.fields, taken_by_other(flow, work))]
-    answer = find_matches(flow.target, block.record, flow.recipe.target_paths(), first, asks)[0]
+    first = [rule for rule in flow.recipe.block.match if not rule.link][:1]
+    answer = find_targets(flow, [work], first, anew=True)[0]
+    if work.error is not None:
+        error, work.error = work.error, None
+        raise error
     if isinstance(answer, SyncError):
         raise answer
     return answer
@@ -162,14 +173,23 @@ def _append_type(flow: Flow, name: str) -> FieldType | None:
 
 
 def _first_value(flow: Flow, work: Work) -> IdentityRow | None:
-    """Return the row of the first match rule's value, unless it is the record's own key, which the link's claim covers."""
+    """Return the row of the first match rule's value, unless it is the record's own key, which the link's claim covers.
+
+    A child's value is its own among its parent's children only.
+    """
     names = flow.recipe.block.first_match
     values = [work.fields.fields[name].value for name in names]
     if not names or any(comparable(value) is None for value in values):
         return None
-    if len(values) == 1 and same_value(values[0], work.key):
+    if len(values) == 1 and (same_value(values[0], work.key) or _marker_of(work, names[0])):
         return None
-    return links.identity(flow, flow.target_name, names, [search_key(value) for value in values], work.key)
+    scope = [work.siblings.parent] if work.siblings else []
+    return links.identity(flow, flow.target_name, names, [*scope, *map(search_key, values)], work.key)
+
+
+def _marker_of(work: Work, name: str) -> str | None:
+    """Return what marks a child's field, if anything does: it holds the child's own id."""
+    return work.fields.fields[name].marker if work.siblings else None
 
 
 def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
@@ -227,7 +247,7 @@ def _forget_value(flow: Flow, work: Work) -> None:
 
 def _write_of(flow: Flow, work: Work) -> Write | None:
     """Build what goes to the vendor; None where only the link has something to remember."""
-    decision = work.decided
+    decision, parent = work.decided, work.siblings.parent if work.siblings else None
     fields = dict(decision.writes)
     for name in list(fields):
         known = _append_type(flow, name)
@@ -240,9 +260,10 @@ def _write_of(flow: Flow, work: Work) -> Write | None:
                 fields[name] = _marked(text, marker, known.length)
     if decision.action is Action.CREATE:
         names = flow.recipe.block.first_match
-        return Write(None, fields, {name: work.fields.fields[name].value for name in names})
+        match = {name: _marker_of(work, name) or work.fields.fields[name].value for name in names}
+        return Write(None, fields, match, parent)
     if decision.action is Action.UPDATE and fields and work.target is not None:
-        return Write(work.target.key, fields)
+        return Write(work.target.key, fields, parent=parent)
     return None
 
 
@@ -282,9 +303,10 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
     new = not link.other_key
     if answer is not None:
         work.written = answer.row or Row(answer.key, {}, url=flow.target.url(flow.recipe.target.record, answer.key))
-        if new and decision.action is Action.CREATE:
+        work.fresh = answer.created and not work.interrupted
+        if new and decision.action is Action.CREATE and work.siblings is None:
             book.own_target(link, answer.key)
-        if work.identity is not None:
+        if work.identity is not None and work.siblings is None:
             changes = {"claim": None, "key": answer.key, "link_key": work.key}
             book.store_value(link, work.identity.model_copy(update=changes))
             _forget_value(flow, work)

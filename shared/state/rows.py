@@ -284,13 +284,17 @@ class Claim(BaseModel):
 
 
 class LinkRow(StateRow):
-    """The pair of a source record and its target record. Found from its `side` here, from the other side by TargetRow."""
+    """The pair of a source record and its target record. Found from its `side` here, from the other side by TargetRow.
+
+    The links of a record's children stand together, one kind after the other, and are found through their parent's link
+    from either side.
+    """
 
     TABLE: ClassVar[str] = "links"
 
     pair: str  # both record types, sorted: "dynamics365.incident+servicenow.incident"
     side: str  # record type whose key this row is under: the source of the recipe that made the link
-    key: str
+    key: str  # a child's is unique among its parent's children only
     other_key: str = ""  # "" while only claimed
     versions: dict[str, str] = {}  # record type -> version when they last agreed
     changed_at: dict[str, str] = {}  # record type -> ISO time of the version, for `newest`
@@ -298,9 +302,8 @@ class LinkRow(StateRow):
         str, str
     ] = {}  # "<record type>.<field>" -> digest of what it held when they last agreed; "!" before it: not filled by us
     inputs: dict[str, str] = {}  # "<target record type>.<field>" -> digest of what its `find` was asked
-    children: dict[str, str] = {}  # "<block>:<source child key>" -> target child key
     gone: int = 0  # how often the record has left `when`; odd: it is gone now
-    parent: str = ""  # key of the target record that this one is a child of
+    parent: str = ""  # of a child: row key of its parent's link, under which it stands
     claim: Claim | None = None
     run_id: str = ""  # of the last write
     event_id: str = ""  # of the last write, if an event brought it
@@ -309,11 +312,12 @@ class LinkRow(StateRow):
 
     @property
     def partition_key(self) -> str:
-        return f"{key_text(self.pair)}~{shard_of(self.key)}"
+        return f"{key_text(self.pair)}~{shard_of(self.parent or self.key)}"
 
     @property
     def row_key(self) -> str:
-        return f"{self.side}!{key_text(self.key)}"
+        own = f"{self.side}!{key_text(self.key)}"
+        return f"{self.parent}|{own}" if self.parent else own
 
 
 class TargetRow(StateRow):

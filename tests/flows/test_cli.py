@@ -7,13 +7,7 @@ import pytest
 import cli
 from shared.state.rows import RunRow
 from sync.forget import forget_email
-from sync.recipe_faults import RecipeError
 from tests.flows.world import World
-
-CHILDREN = """
-children:
-  - {record: sys_attachment, match: [file_name], fields: {file_name: title}}
-"""
 
 
 @pytest.fixture
@@ -58,9 +52,3 @@ def test_forget_takes_an_address_out_of_every_run(world):
     assert changed >= 1
     assert all(address not in (*run.mail_to, *run.mail_left) for run in after)
     assert [run.state for run in after] == [run.state for run in before]
-
-
-def test_recipe_with_children_is_refused(world):
-    """What the engine does not work yet is not passed over in silence."""
-    with pytest.raises(RecipeError, match="not worked yet"):
-        world.change_recipe("notify:", CHILDREN + "notify:")

@@ -36,7 +36,8 @@ SYSTEMS = {
         "active",
     ),
     ("servicenow", "sys_user"): record("sys_user", "email", "name"),
-    ("servicenow", "journal"): record("journal", FieldType("text", FieldKind.APPEND), "key"),
+    ("servicenow", "journal"): record("journal", "key"),
+    ("servicenow", "incident.journal"): record("incident.journal", FieldType("text", FieldKind.APPEND), "key"),
 }  # fmt: skip
 
 
@@ -108,7 +109,7 @@ children:
             21,
             "incident has no field `comments`; known are customerid_contact, notes, prioritycode, ticketnumber, title",
         ),
-        (21, "servicenow has no record `comment`"),
+        (21, "servicenow has no record `incident.comment`"),
     ]
 
 
