@@ -45,7 +45,19 @@ def portions(flow: Flow, works: Sequence[Work]) -> Iterator[Sequence[Work]]:
 
 def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Claim, write and link a portion of records; each has its own outcome or error afterwards."""
-    writing.finish(flow, run, works, ShardBook(flow) if len(works) > 1 else None)
+    writing.finish(flow, run, works, _book(flow, works))
+
+
+def claim_ahead(flow: Flow, works: Sequence[Work]) -> None:
+    """Load and claim the links of works whose records are still to be read.
+
+    Whoever reads a record under its claim has the newest state in hand, and nobody writes an older one behind it.
+    """
+    writing.claim_ahead(flow, works, _book(flow, works))
+
+
+def _book(flow: Flow, works: Sequence[Work]) -> links.Book:
+    return ShardBook(flow) if len(works) > 1 else links.Book(flow)
 
 
 def _has_time(flow: Flow) -> bool:
@@ -64,7 +76,9 @@ class ShardBook(links.Book):
         self._links: list[LinkRow] = []
 
     def claim_together(self, wanted: Sequence[links.Wanted]) -> None:
-        plain = [each for each in wanted if each.link is None or each.link.claim is None]
+        plain = [
+            each for each in wanted if each.link is None or each.link.claim is None or (each.link.etag and each.held)
+        ]
         _map_shards(
             self._claim_shard, [(each, self._claimed(each)) for each in plain], lambda pair: pair[1].partition_key
         )

@@ -25,7 +25,7 @@ from shared.state.rows import (
     new_run_id,
 )
 from shared.state.tables import RowExistsError
-from sync import bulk, items, outcomes, runs
+from sync import bulk, items, outcomes, runs, writing
 from sync.app import App
 from sync.flow import Flow
 from sync.outcomes import store_results
@@ -75,7 +75,9 @@ def _work_together(app: App, name: str, events: Sequence[Taken[EventMessage]]) -
     works = _without_result(app, run, works, [taken.repeated for taken in events])
     with attempt.attempt(run_id=run.run_id, correlation_id=run.run_id):
         for batch in _one_each(works):  # the events of one record follow each other
+            bulk.claim_ahead(flow, batch)
             items.prepare(flow, run, batch, create_references=True)
+            writing.give_up_ahead(flow, batch)
             bulk.finish(flow, run, batch)
             _end(app, flow, run, batch, events)
 

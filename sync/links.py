@@ -71,6 +71,7 @@ class Wanted:
     owner: str
     creating: bool
     value: IdentityRow | None = None  # the first match rule's value, where it is to be created with it
+    held: bool = False  # the claim that `link` carries is this attempt's own
 
     @property
     def row_key(self) -> str:

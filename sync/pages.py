@@ -362,7 +362,7 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
             outage = later if later.outage_of else outage
             alone = ItemsMessage(
                 **message.model_dump(exclude={"items"}),
-                items=[ItemModel(key=work.key) if later.counted else _waiting_item(work)],
+                items=[_waiting_item(work, later)],
             )
             app.queues.send(fit(_again(app, alone, work.owner, later)), delay_s=later.delay_s)
         elif work.outcome is not None:
@@ -372,8 +372,13 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
     outcomes.store_results(flow, results)
 
 
-def _waiting_item(work: Work) -> ItemModel:
-    """Return the item of a record that only waits: with its row, so that it is not read again."""
+def _waiting_item(work: Work, later: Again) -> ItemModel:
+    """Return the item of a record that goes on later: with its row where it only waits, so that it is not read again.
+
+    Who waits for another's claim reads the record anew: the other may have a newer state in hand.
+    """
+    if later.counted or later.code == "claim_held":
+        return ItemModel(key=work.key)
     if work.item.row is not None or work.row is None:
         return work.item
     return work.item.model_copy(update={"row": RowModel.of(work.row)})

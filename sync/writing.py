@@ -19,6 +19,7 @@ from shared.errors import (
     SyncError,
     TransientError,
 )
+from shared.state import claims
 from shared.state.rows import IdentityRow, LinkRow, Outcome, RunRow
 from sync import links
 from sync.decide import Action, Decision, agreement, comparable, same_value, search_key
@@ -29,12 +30,42 @@ from sync.items import (
     look_targets_up,
     map_work,
     needs_vendor,
+    read_records,
     resolve_references,
     scope,
     settle_without_write,
 )
 from sync.matching import Match, shared_error
 from sync.work import LOST_ANSWER, Work, each
+
+
+def claim_ahead(flow: Flow, works: Sequence[Work], book: links.Book) -> None:
+    """Load and claim the links of works whose records are still to be read; what is in doubt is settled later."""
+    found = links.find_links(flow, [work.key for work in works])
+    for work in works:
+        work.link, work.linked = found[work.key], True
+    wanted = {id(work): links.Wanted(work.key, work.link, work.owner, creating=False) for work in works}
+    book.claim_together(list(wanted.values()))
+
+    def claim(work: Work) -> None:
+        taken = book.claim(wanted[id(work)])
+        work.link, work.ahead, work.interrupted = taken.row, True, taken.was_ours
+
+    each(works, claim)
+
+
+def give_up_ahead(flow: Flow, works: Sequence[Work]) -> None:
+    """Give the claims up that were taken ahead for works that write nothing; a doubt about an earlier create stays."""
+    for work in works:
+        if not work.open and _is_held(work):
+            _release(flow, work)
+            work.ahead = False
+
+
+def _is_held(work: Work) -> bool:
+    """Tell whether this attempt has claimed a link ahead, and nothing about it is in doubt."""
+    claim = work.link.claim if work.link else None
+    return work.ahead and claim is not None and claim.create_by is None
 
 
 def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | None = None) -> None:
@@ -51,8 +82,10 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
     with_children = bool(flow.recipe.block.children)
     if with_children:
         each(works, lambda work: settle_without_write(flow, run, work))  # it may be here for its children alone
+        give_up_ahead(flow, works)
     ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
-    book.claim_together([_wanted(flow, work) for work in works if work.open])
+    wanted = [_wanted(flow, work) for work in works if work.open]
+    book.claim_together([each for each in wanted if each.creating or not each.held])
     each(works, lambda work: _claim(flow, run, work, book))
     writes: dict[int, Write | None] = {}
     each(works, lambda work: writes.update({id(work): _write_of(flow, work)}))
@@ -77,14 +110,19 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
 
 def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     """Claim the link, decide again if it says more than we knew, and look a doubtful write up."""
-    taken = book.claim(_wanted(flow, work))
-    work.link, work.interrupted = taken.row, taken.was_ours
+    wanted = _wanted(flow, work)
+    if wanted.creating or not wanted.held or wanted.link is None:
+        taken = book.claim(wanted)
+    else:
+        taken = claims.Taken(wanted.link)  # it was claimed ahead, and needs to promise no more
+    work.link, work.interrupted = taken.row, work.interrupted if work.ahead else taken.was_ours
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
         _look_doubtful_up(flow, run, work)
         work.link = links.renew(flow, work.link, work.owner)
     try:
         if taken.create_by is None and taken.changed:
+            _read_again(flow, work)
             _decide_anew(flow, run, work)
         if work.open and (work.decided.action is Action.CREATE or _moves(flow, work)):
             _claim_first_value(flow, run, work, book)
@@ -99,7 +137,7 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
 
 def _wanted(flow: Flow, work: Work) -> links.Wanted:
     value = _first_value(flow, work) if work.decided.action is Action.CREATE else None
-    return links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided), value)
+    return links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided), value, _is_held(work))
 
 
 def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
@@ -120,8 +158,24 @@ def _release(flow: Flow, work: Work) -> None:
         links.release(flow, work.identity)
 
 
+def _read_again(flow: Flow, work: Work) -> None:
+    """Read a record that another message has worked since it was read: what we hold may be the older state of the two.
+
+    A child came with its parent.
+    """
+    if work.siblings is not None:
+        return
+    held, work.row = work.row, None
+    read_records(flow, [work])
+    if work.error is not None:
+        error, work.error, work.row = work.error, None, held
+        raise error
+
+
 def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
     """Forget what was prepared: another message has worked this record meanwhile."""
+    if not work.open:
+        return
     work.target, work.matched, work.mapped, work.references = None, False, None, {}
     map_work(flow, work)
     scope(flow, run, work)
