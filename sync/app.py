@@ -20,6 +20,7 @@ from shared.state.queues import Queues
 from shared.state.rows import RunRow, newest_first, recipe_of
 from shared.state.tables import Tables
 from sync.flow import Flow, Limits
+from sync.owners import writers_of
 from sync.recipe import Recipe, RecordRef
 from sync.recipe_faults import RecipeError
 from sync.recipe_loader import load_recipes
@@ -83,6 +84,7 @@ class App:
                 (other.source, other.target) == (recipe.target, recipe.source) for other in self.recipes.values()
             ),
             shared=any(_keeps_in_step(other, recipe.target) for other in self.recipes.values()),
+            writers=writers_of(self.recipes.values(), self.system),
         )
 
     def environment(self, recipe: Recipe) -> str:

@@ -159,7 +159,7 @@ def decide(
         return Decision(Action.NOTHING, reason="exists; this block never changes a record")
     fields = tuple(
         FieldDecision(field.name, True, "the source record is over", field.value)
-        if append_again and _appends(record, field.name) and not field.empty and not field.skipped_by_when
+        if append_again and appends(record, field.name) and not field.empty and not field.skipped_by_when
         else _decide_field(field, record, target_name, source, link if linked else None, target, digests, first_run)
         for field in mapped.fields.values()
     )
@@ -217,7 +217,7 @@ def _decide_field(
         return keep("no usable value; the target keeps its own")
     if field.empty and (not digest or (stored or "").startswith(NOT_OURS) or digests.matches(None, digest)):
         return keep("empty in the source, and not filled by us")
-    if _appends(record, field.name):
+    if appends(record, field.name):
         return write("changed in the source")
     if target is None:
         return write("changed since we last wrote it")
@@ -236,7 +236,8 @@ def _decide_field(
     return write("differs from the target" if link is None else "changed in the source")
 
 
-def _appends(record: RecordType, name: str) -> bool:
+def appends(record: RecordType, name: str) -> bool:
+    """Tell whether writing a field adds an entry and replaces nothing."""
     known = record.fields.get(name)
     return known is not None and known.kind is FieldKind.APPEND
 

@@ -22,6 +22,16 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
+class Writer:
+    """A block of a recipe that writes fields of a record."""
+
+    title: str  # the recipe's
+    record: str  # "connection.record"
+    fields: frozenset[str]
+    pairs: Callable[[], frozenset[str]]  # under which its links stand; may ask the source what a field refers to
+
+
+@dataclasses.dataclass(frozen=True)
 class Flow:
     """One recipe with everything it needs at hand."""
 
@@ -34,6 +44,7 @@ class Flow:
     limits: Limits = dataclasses.field(default_factory=Limits)
     two_way: bool = False  # another recipe syncs the same pair in the other direction
     shared: bool = False  # another recipe may have linked records of this pair before the first run
+    writers: tuple[Writer, ...] = ()  # all blocks of all recipes: whoever writes the same record has its own fields
 
     @property
     def source_name(self) -> str:

@@ -20,6 +20,7 @@ from sync.decide import Action, agreement, decide, is_stale, wants_find, wants_r
 from sync.flow import Flow
 from sync.mapping import FieldWarning, Mapped, holds, map_record
 from sync.matching import Match, find_matches
+from sync.owners import check_owned
 from sync.recipe import GoneAction, MatchRule
 from sync.references import Ask, Reference
 from sync.siblings import find_sibling, read_siblings, siblings_of
@@ -362,6 +363,7 @@ def settle_without_write(flow: Flow, run: RunRow, work: Work) -> None:
             return
         work.end(_done_before(run, work) or Outcome.UNCHANGED)
     elif run.preview:
+        check_owned(flow, work)
         created = decision.action is Action.CREATE
         adopted = not created and not (work.link and work.link.other_key)
         work.end(Outcome.CREATED if created else Outcome.ADOPTED if adopted else Outcome.UPDATED)

@@ -25,16 +25,16 @@ def find_links(flow: Flow, keys: list[str]) -> dict[str, LinkRow | None]:
     found: dict[str, LinkRow | None] = dict(zip(blank, rows, strict=True))
     if flow.two_way:
         for key in [key for key, row in found.items() if row is None or not row.other_key]:
-            found[key] = _from_other_side(flow, key) or found[key]
+            found[key] = _from_other_side(flow, flow.pair, flow.source_name, key) or found[key]
     return found
 
 
-def _from_other_side(flow: Flow, key: str) -> LinkRow | None:
-    blank = TargetRow(pair=flow.pair, side=flow.source_name, key=key, link_side="", link_key="")
+def _from_other_side(flow: Flow, pair: str, side: str, key: str) -> LinkRow | None:
+    blank = TargetRow(pair=pair, side=side, key=key, link_side="", link_key="")
     pointer = flow.tables.get(TargetRow, blank.partition_key, blank.row_key)
     if pointer is None:
         return None
-    link = LinkRow(pair=flow.pair, side=pointer.link_side, key=pointer.link_key)
+    link = LinkRow(pair=pair, side=pointer.link_side, key=pointer.link_key)
     return flow.tables.get(LinkRow, link.partition_key, link.row_key)
 
 
@@ -48,6 +48,13 @@ def find_child_links(flow: Flow, parent: LinkRow) -> list[LinkRow]:
 def source_key(flow: Flow, link: LinkRow) -> str:
     """Return the key of the recipe's source record, whichever side the link stands under."""
     return link.key if link.side == flow.source_name else link.other_key
+
+
+def link_of(flow: Flow, pair: str, side: str, key: str) -> LinkRow | None:
+    """Return a record's link of any pair, from whichever side it was made."""
+    blank = LinkRow(pair=pair, side=side, key=key)
+    stored = flow.tables.get(LinkRow, blank.partition_key, blank.row_key)
+    return stored if stored is not None and stored.other_key else _from_other_side(flow, pair, side, key)
 
 
 def target_key(flow: Flow, link: LinkRow) -> str:

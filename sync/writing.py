@@ -36,6 +36,7 @@ from sync.items import (
     settle_without_write,
 )
 from sync.matching import Match, shared_error
+from sync.owners import check_owned
 from sync.work import LOST_ANSWER, Work, each
 
 
@@ -124,6 +125,8 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
         if taken.create_by is None and taken.changed:
             _read_again(flow, work)
             _decide_anew(flow, run, work)
+        if work.open and work.decided.action is Action.UPDATE:
+            check_owned(flow, work)
         if work.open and (work.decided.action is Action.CREATE or _moves(flow, work)):
             _claim_first_value(flow, run, work, book)
         if work.open and work.target is not None and not work.link.other_key:
