@@ -22,7 +22,17 @@ from shared.errors import (
 from shared.state import claims
 from shared.state.rows import IdentityRow, LinkRow, Outcome, RunRow
 from sync import links
-from sync.decide import Action, Decision, agreement, comparable, same_value, search_key
+from sync.decide import (
+    NOT_OURS,
+    NOT_SHOWN,
+    Action,
+    Decision,
+    agreed_name,
+    agreement,
+    comparable,
+    same_value,
+    search_key,
+)
 from sync.flow import Flow
 from sync.items import (
     decide_work,
@@ -257,7 +267,7 @@ def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) ->
     if blank is None:
         return
     taken = book.claim_value(blank, work.owner)
-    if taken.row.key and taken.row.link_key != work.key:
+    if taken.row.key and taken.row.link_key != work.key and not _has_moved(flow, work, taken.row):
         links.release(flow, taken.row, keep=True)
         raise shared_error(flow.recipe.block.first_match, links.place_of(flow, flow.source_name, taken.row.link_key))
     if taken.create_by is None:
@@ -272,6 +282,19 @@ def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) ->
         decide_work(flow, run, work)
         return
     work.identity = links.renew(flow, taken.row.model_copy(update={"link_key": work.key}), work.owner)
+
+
+def _has_moved(flow: Flow, work: Work, noted: IdentityRow) -> bool:
+    """Tell whether the record that a value is noted for has another by now: a death may have left the note behind."""
+    link = links.find_links(flow, [noted.link_key])[noted.link_key]
+    if link is None or link.claim is not None or links.target_key(flow, link) != noted.key:
+        return False
+    for name in flow.recipe.block.first_match:
+        digest = link.agreed.get(agreed_name(flow.target_name, name), "").lstrip(NOT_OURS + NOT_SHOWN)
+        values = work.fields.fields[name].accepted
+        if digest and not any(flow.digests.matches(comparable(value), digest) for value in values):
+            return True
+    return False
 
 
 def _moves(flow: Flow, work: Work) -> bool:

@@ -68,3 +68,33 @@ def test_loser_of_a_match_looks_again_at_once(world: World) -> None:
     assert sorted(world.results(run)) == sorted(cases)
     deliveries = [each for each in world.pump.done if each.queue == "items"]
     assert len(deliveries) <= 4
+
+
+def test_value_of_a_record_that_moved_on_is_free_again(contact_world: ContactWorld) -> None:
+    """A worker died before it forgot a contact's old email: whoever gets that email next is not refused for it."""
+    world = contact_world
+    first = world.contact(EMAIL)
+    world.send("contact", first, "Create")
+    world.edit("contact", first, emailaddress1="moved@customer.example")
+    world.advance(60)
+    world.wire.kill_on("storage DELETE identities", after=False)
+    world.send("contact", first)
+    assert world.pump.kills == 1
+
+    second = world.send("contact", world.contact(EMAIL), "Create")
+
+    assert (second.outcome, second.reason) == (Outcome.CREATED, "")
+    assert [len(world.leads(email=email)) for email in (EMAIL, "moved@customer.example")] == [1, 1]
+
+
+def test_value_of_a_record_that_has_it_stays_taken(contact_world: ContactWorld) -> None:
+    """A second contact with the same email fails by that name, also when the first one's lead was changed by a person."""
+    world = contact_world
+    world.send("contact", world.contact(EMAIL), "Create")
+    (lead,) = world.leads(email=EMAIL)
+    world.marketo.update("leads", lead["id"], email="by.hand@customer.example")
+    world.advance(60)
+
+    second = world.send("contact", world.contact(EMAIL), "Create")
+
+    assert (second.outcome, second.reason) == (Outcome.FAILED, "email_shared")
