@@ -78,6 +78,10 @@ REASONS: dict[str, Reason] = {
         "Somebody changed the target after it was written.",
         "Nothing if it was meant; the source's next change of the field goes over it.",
     ),
+    "reference_missing": Reason(
+        "The target record refers to another one that is gone, or that the integration user may not read.",
+        "Restore that one, or set the field by hand; the source's next change of the field looks it up anew.",
+    ),
     "target_doubled": Reason("Several target records stand for this one.", "Close or merge those that are too many."),
     # warnings
     "would_be_created": Reason("A run would create a record that this one refers to.", ""),

@@ -1,18 +1,18 @@
 """Verifying a window: every record of the source against its target, field by field; nothing is written.
 
-A verification is a run like any other, listed and mailed the same way. Its failures name what is missing, doubled,
-behind, or was changed in the target after we last wrote it.
+A verification is a run like any other, listed and mailed the same way, so its reads are its own. Its failures name what
+is missing, doubled, behind, refers to something that is gone, or was changed in the target after we last wrote it.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from shared.clients.system import Key, Row
+from shared.clients.system import FieldKind, Key, Row
 from shared.errors import MappingError
 from shared.state.rows import Outcome, RunRow
 from sync.decide import NOT_OURS, NOT_SHOWN, agreed_name, comparable, search_key
 from sync.flow import Flow
-from sync.items import guarded, load_links, map_work, read_records, read_targets
+from sync.items import decide_work, guarded, load_links, map_work, read_records, read_targets
 from sync.work import Work, each
 
 
@@ -23,8 +23,7 @@ def verify(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     load_links(flow, run, works)
     each(works, lambda work: _check_link(flow, work))
     guarded(flow, [work for work in works if work.open], read_targets)
-    guarded(flow, [work for work in works if work.open], _check_doubles)
-    each(works, lambda work: _check_fields(flow, work))
+    guarded(flow, [work for work in works if work.open], lambda flow, rest: _check_targets(flow, run, rest))
 
 
 def _check_link(flow: Flow, work: Work) -> None:
@@ -35,7 +34,29 @@ def _check_link(flow: Flow, work: Work) -> None:
         work.end(Outcome.FAILED, "not_synced", f"The {flow.source_type().noun} has no {flow.target_type().noun} yet.")
 
 
-def _check_doubles(flow: Flow, works: list[Work]) -> None:
+def _check_targets(flow: Flow, run: RunRow, works: list[Work]) -> None:
+    """Compare targets that are there, and end each work with all that differs, the gravest first."""
+    doubled, dangling = _find_doubles(flow, works), _find_dangling(flow, works)
+    for work in works:
+        altered, behind = _compare(flow, run, work)
+        found = {
+            "target_doubled": doubled.get(id(work), ""),
+            "reference_missing": _named("Refers to a record that is gone or hidden", dangling[id(work)]),
+            "target_behind": _named("Changed in the source and not written yet", behind),
+            "target_altered": _named("Changed in the target since we wrote it", altered),
+        }
+        differences = {reason: text for reason, text in found.items() if text}
+        if differences:
+            work.end(Outcome.FAILED, next(iter(differences)), " ".join(differences.values()))
+        else:
+            work.end(Outcome.UNCHANGED)
+
+
+def _named(text: str, fields: Sequence[str]) -> str:
+    return f"{text}: {', '.join(fields)}." if fields else ""
+
+
+def _find_doubles(flow: Flow, works: Sequence[Work]) -> dict[int, str]:
     """Ask for everything that carries the first match rule's value: more than the one target is a double."""
     names = flow.recipe.block.first_match
     keys: dict[int, Key] = {}
@@ -44,42 +65,52 @@ def _check_doubles(flow: Flow, works: list[Work]) -> None:
         if values and all(comparable(value) is not None for value in values):
             keys[id(work)] = values  # type: ignore[assignment]  # match fields hold scalars
     if not keys:
-        return
+        return {}
     rows = flow.target.fetch_rows(
         flow.recipe.target.record, frozenset(names), names, list(dict.fromkeys(keys.values()))
     )
     found = Counter(_value_of(row, names) for row in rows)
-    for work in works:
-        count = found[tuple(search_key(value) for value in keys[id(work)])] if id(work) in keys else 0
-        if count > 1:
-            noun = flow.target_type().noun
-            text = f"{count} {noun}s carry this record's {' and '.join(names)}: one is too many."
-            work.end(Outcome.FAILED, "target_doubled", text)
+    counts = {which: found[tuple(search_key(value) for value in values)] for which, values in keys.items()}
+    said = f"{flow.target_type().noun}s carry this record's {' and '.join(names)}: one is too many."
+    return {which: f"{count} {said}" for which, count in counts.items() if count > 1}
 
 
 def _value_of(row: Row, names: Sequence[str]) -> tuple[object, ...]:
     return tuple(search_key(row.fields.get(name)) for name in names)
 
 
-def _check_fields(flow: Flow, work: Work) -> None:
-    """Compare what both sides agreed on with what the target holds, and with what the source says now."""
-    link, target = work.link, work.target
-    if link is None or target is None:
-        raise MappingError("The link or its target was not read.")
-    altered, behind = [], []
-    for name, field in work.fields.fields.items():
-        stored = link.agreed.get(agreed_name(flow.target_name, name))
-        if stored is None or stored.startswith(NOT_SHOWN) or name not in target.fields:
-            continue
-        digest = stored.lstrip(NOT_OURS)
-        if not field.needs_find and not any(flow.digests.matches(comparable(v), digest) for v in field.accepted):
-            behind.append(name)
-        elif not flow.digests.matches(comparable(target.fields[name]), digest):
+def _find_dangling(flow: Flow, works: Sequence[Work]) -> dict[int, list[str]]:
+    """Ask for the records that fields with a `find` refer to, one question per kind; return the fields whose record is gone."""
+    asked: dict[str, dict[str, list[tuple[Work, str]]]] = defaultdict(lambda: defaultdict(list))
+    for name, rule in flow.recipe.block.fields.items():
+        for work in works if rule.find else ():
+            key = work.target.fields.get(name) if work.target else None
+            if rule.find and isinstance(key, str) and _agreed(flow, work, name):
+                asked[rule.find.record][key].append((work, name))
+    gone: dict[int, list[str]] = defaultdict(list)
+    for record, by_key in asked.items():
+        there = {row.key for row in flow.target.fetch_rows(record, frozenset(), (), [(key,) for key in by_key])}
+        for key in by_key.keys() - there:
+            for work, name in by_key[key]:
+                gone[id(work)].append(name)
+    return gone
+
+
+def _agreed(flow: Flow, work: Work, name: str) -> str:
+    """Return the digest of what both sides agreed on for a field; "" where we never wrote it, or never saw it taken."""
+    stored = work.link.agreed.get(agreed_name(flow.target_name, name), "") if work.link else ""
+    return "" if stored.startswith(NOT_SHOWN) else stored.lstrip(NOT_OURS)
+
+
+def _compare(flow: Flow, run: RunRow, work: Work) -> tuple[list[str], list[str]]:
+    """Return the fields that differ from what both sides agreed on, and those that a run would write now."""
+    if work.target is None:
+        raise MappingError("The target was not read.")
+    decide_work(flow, run, work)
+    behind, altered = list(work.decided.writes), []
+    for name in work.fields.fields.keys() & work.target.fields.keys() - set(behind):
+        digest, kind = _agreed(flow, work, name), flow.target_type().fields.get(name)
+        kept = kind is None or kind.kind is not FieldKind.APPEND  # a journal is never equal to its last entry
+        if digest and kept and not flow.digests.matches(comparable(work.target.fields[name]), digest):
             altered.append(name)
-    if behind:
-        work.end(Outcome.FAILED, "target_behind", f"Changed in the source and not written yet: {', '.join(behind)}.")
-    elif altered:
-        text = f"Changed in the target since we wrote it: {', '.join(altered)}."
-        work.end(Outcome.FAILED, "target_altered", text)
-    else:
-        work.end(Outcome.UNCHANGED)
+    return sorted(altered), behind

@@ -1,5 +1,10 @@
 """A verification names every difference between source and target, and writes nothing."""
 
+import random
+
+import pytest
+
+from tests.flows.contacts import CONTACTS, ContactWorld
 from tests.flows.world import World
 
 
@@ -75,3 +80,136 @@ def test_backfill_is_verified_by_itself(world):
 
     assert [run.verify for run in sorted(world.runs(), key=lambda run: run.created_at)] == [False, True]
     assert len(world.mailbox.messages) == 1
+
+
+def test_reference_that_is_gone_is_named(world):
+    """A user was deleted: the incidents that name the user as caller refer to nobody, and say so."""
+    synced(world)
+    contact = world.add_contact("leaves@customer.example")
+    case = world.add_case("The one who leaves", contact=contact)
+    world.sync(f"ids={case}")
+    world.servicenow.delete("sys_user", world.users("leaves@customer.example")[0]["sys_id"])
+    world.forget_journal()
+
+    differences = found(world)
+
+    assert {key: reason for key, (reason, _) in differences.items()} == {case: "reference_missing"}
+    assert "caller_id" in differences[case][1]
+    assert world.writes() == []
+
+
+def test_changed_customer_that_was_not_written_is_named(world):
+    """A case that got another contact is behind by its caller."""
+    cases = synced(world)
+    world.edit_case(cases[1], customerid_contact=world.add_contact("other@customer.example"))
+
+    differences = found(world)
+
+    assert {key: reason for key, (reason, _) in differences.items()} == {cases[1]: "target_behind"}
+    assert "caller_id" in differences[cases[1]][1]
+
+
+def test_all_differences_of_a_record_are_named(world):
+    """A doubled incident that an agent also changed is told as both, the graver one first."""
+    cases = synced(world)
+    world.servicenow.insert("incident", correlation_id=cases[0], short_description="A copy")
+    world.servicenow.update("incident", world.incidents(number=world.number_of(cases[0]))[0]["sys_id"], urgency="1")
+
+    reason, message = found(world)[cases[0]]
+
+    assert reason == "target_doubled"
+    assert "one is too many" in message
+    assert "urgency" in message
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_is_found_and_named_and_nothing_else(world, seed):
+    """Whatever was deleted, altered or doubled is named, record by record; what was left alone is not."""
+    chance = random.Random(seed)
+    cases = synced(world, 12)
+    damaged = chance.sample(cases, 6)
+    kinds = [
+        chance.choice(("target_missing", "target_altered", "target_doubled", "reference_missing")) for _ in damaged
+    ]
+    users = {}
+    for case, kind in zip(damaged, kinds, strict=True):
+        if kind == "reference_missing":
+            users[case] = f"user{case[:8]}@customer.example"
+            world.edit_case(case, customerid_contact=world.add_contact(users[case]))
+    world.sync("last_days:3")
+    for case, kind in zip(damaged, kinds, strict=True):
+        _damage(world, case, kind, chance, users)
+
+    differences = found(world)
+
+    assert {key: reason for key, (reason, _) in differences.items()} == dict(zip(damaged, kinds, strict=True))
+
+
+def _damage(world: World, case: str, kind: str, chance: random.Random, users: dict[str, str]) -> None:
+    incident = world.incident_of(case)
+    if kind == "target_missing":
+        world.servicenow.delete("incident", incident["sys_id"])
+    elif kind == "target_doubled":
+        world.servicenow.insert("incident", correlation_id=case, short_description=incident["short_description"])
+    elif kind == "reference_missing":
+        world.servicenow.delete("sys_user", world.users(users[case])[0]["sys_id"])
+    else:
+        field = chance.choice(("short_description", "description", "urgency", "contact_type"))
+        world.servicenow.update("incident", incident["sys_id"], **{field: "3" if field == "urgency" else "phone call"})
+
+
+def test_what_nobody_damaged_is_never_named(world):
+    """A closed case whose incident has a note, a reopened one, and an agent's own fields are no differences."""
+    cases = synced(world)
+    world.edit_case(cases[0], statecode=1, statuscode=5)
+    world.edit_case(cases[1], statecode=1, statuscode=5)
+    world.sync("last_days:3")
+    world.edit_case(cases[1], statecode=0, statuscode=1)
+    world.sync("last_days:3")
+    world.servicenow.update("incident", world.incident_of(cases[2])["sys_id"], impact="1", work_notes="Looked at it")
+
+    assert found(world) == {}
+
+
+def test_reads_of_a_verification_are_its_own(world):
+    """They are a few for a page, they write nothing, and none of them belongs to the run that it verifies."""
+    synced(world, 30)
+    world.forget_journal()
+
+    run = world.sync("last_days:3", verify=True)
+
+    assert run.counts == {"unchanged": 30}
+    assert len([target for target in world.reads() if "/table/" in target]) <= 4
+    assert world.writes() == []
+
+
+# -- contacts, leads and companies -----------------------------------------------------------------------------------
+
+
+def test_leads_that_differ_are_named(contact_world: ContactWorld) -> None:
+    """A lead that was deleted (a company takes its leads along), changed or doubled is named by its contact."""
+    world = contact_world
+    accounts = [world.account(f"Company {number}") for number in range(2)]
+    contacts = [world.contact(f"person{number}@customer.example", accounts[number % 2]) for number in range(5)]
+    contacts.append(world.contact("alone@customer.example"))
+    world.advance(60)
+    world.sync_recipe(CONTACTS, "all", mail_to=())
+    leads = {row["email"]: row["id"] for row in world.marketo.rows("leads")}
+    world.marketo.delete("leads", leads["person0@customer.example"])
+    world.marketo.update("leads", leads["person2@customer.example"], firstName="Somebody")
+    world.marketo.insert("leads", email="person4@customer.example", lastName="Twice")
+    (company,) = world.marketo.rows("companies", externalCompanyId=accounts[1])
+    world.marketo.delete("companies", company["id"])
+    world.marketo.journal.clear()
+
+    run = world.sync_recipe(CONTACTS, "all", mail_to=(), verify=True)
+
+    reasons = {key: row.reason for key, row in world.results(run).items() if row.outcome == "failed"}
+    assert reasons == {
+        contacts[0]: "target_missing",
+        contacts[1]: "target_missing",
+        contacts[2]: "target_altered",
+        contacts[3]: "target_missing",
+        contacts[4]: "target_doubled",
+    }
+    assert {call for call in world.marketo_calls() if "write" in call} == set()
