@@ -20,8 +20,7 @@ from shared.state.storage import SideBySide
 from sync import bulk, links, outcomes
 from sync.flow import Flow
 from sync.items import decide_work, map_work, prepare, settle_without_write
-from sync.mapping import child_rows
-from sync.placeholders import Template, text_of
+from sync.mapping import child_id, child_rows
 from sync.recipe import Block, Gone, GoneAction, RecordRef, WriteMode
 from sync.work import Family, Siblings, Work, each
 
@@ -190,11 +189,7 @@ def _family(flow: Flow, inner: Flow, work: Work, stored: Sequence[LinkRow]) -> F
 
 
 def _id_of(block: Block, row: Row) -> str:
-    """Return a child's own id; one that is made from the record itself is told from others by its constants."""
-    if block.from_:
-        return row.key
-    rules = [block.fields[name] for name in block.first_match if block.fields[name].constant]
-    return " ".join(text_of(rule.value) for rule in rules if not isinstance(rule.value, Template)) or block.record
+    return row.key if block.from_ else child_id(block)
 
 
 def _check_mapped(work: Work) -> None:
@@ -285,7 +280,8 @@ def _report(flow: Flow, run: RunRow, work: Work) -> None:
             name = f"{block.record} {child.key}"
             if isinstance(child.error, MappingError):
                 warnings.append((child.error.code, block.record, f"{name}: {child.error.message}"))
-            elif child.error is not None:
+                continue
+            if child.error is not None:
                 failures.append((f"{name}: {child.failed_child}" if child.failed_child else name, child.error))
             elif child.outcome in WRITTEN:
                 counted[child.outcome.value] += 1

@@ -140,6 +140,12 @@ def child_rows(block: Block, row: Row) -> tuple[Row, ...]:
     return tuple(Row(key=text_of(child[MARKER_PATH]), fields=child) for child in rows if holds(block.when, child))
 
 
+def child_id(block: Block) -> str:
+    """Return the id of a child that is made from the record itself: the constants of its first match rule."""
+    rules = [block.fields[name] for name in block.first_match if name in block.fields and block.fields[name].constant]
+    return " ".join(text_of(rule.value) for rule in rules if not isinstance(rule.value, Template)) or block.record
+
+
 def same(left: Value, right: Value) -> bool:
     """Say whether two canonical values are equal to a reader: 3 is "3" and true is "true", but 1 is not true."""
     if isinstance(left, list | dict) or isinstance(right, list | dict):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 
+from sync.mapping import child_id
 from sync.placeholders import MARKER_PATH, Template
 from sync.recipe import Block, FieldRule, FieldWrite, Find, Location, MatchRule, Recipe, RecordRef, WriteMode
 from sync.recipe_faults import Fault
@@ -119,8 +120,11 @@ def _check_block(block: Block) -> Iterator[Finding]:
     for name, field in block.fields.items():
         if field.find:
             yield from _check_find(("fields", name), field, field.find)
+    if isinstance(block, Find) and block.children:
+        yield ("children",), "`children` stand under the recipe or under other children, not under `find`"
     for index, child in enumerate(block.children):
         yield from _check_child(("children", index), child)
+    yield from _check_kinds(block)
 
 
 def _check_find(location: Location, rule: FieldRule, find: Find) -> Iterator[Finding]:
@@ -131,11 +135,38 @@ def _check_find(location: Location, rule: FieldRule, find: Find) -> Iterator[Fin
 
 
 def _check_child(location: Location, child: Block) -> Iterator[Finding]:
+    yield from _check_child_fields(location, child)
+    if child.write is WriteMode.NEVER:
+        yield (*location, "write"), "a child that is never written is none: take it out"
     if child.write is WriteMode.CREATE and child.from_:
         for index, rule in enumerate(child.match):
             if len(rule.fields) == 1 and not _holds_id(child, rule):
                 advice = f"put {{{MARKER_PATH}}} into `{rule.fields[0]}`"
                 yield (*location, "match", index), f"a child that is only added is found by a marker: {advice}"
+
+
+def _check_child_fields(location: Location, child: Block) -> Iterator[Finding]:
+    for name, field in child.fields.items():
+        if field.find and field.find.write is not WriteMode.NEVER:
+            yield (
+                (*location, "fields", name, "find", "write"),
+                "a `find` of a child only looks: make its record elsewhere",
+            )
+        if field.write is FieldWrite.NEWEST:
+            advice = "say `always` on one side and `unless_changed` on the other"
+            yield (*location, "fields", name, "write"), f"children carry no time of change for `newest`: {advice}"
+
+
+def _check_kinds(block: Block) -> Iterator[Finding]:
+    """Yield the children that could not be told from those of another block."""
+    for index, child in enumerate(block.children):
+        for other in block.children[:index]:
+            if (child.from_, child.record) != (other.from_, other.record):
+                continue
+            if child.from_ and WriteMode.MIRROR in (child.write, other.write):
+                yield ("children", index), f"`mirror` keeps all {child.record} of `{child.from_}`: one block alone may"
+            if not child.from_ and child_id(child) == child_id(other):
+                yield ("children", index), "two children of the record itself differ in a constant of their first match"
 
 
 def _holds_id(child: Block, rule: MatchRule) -> bool:
@@ -167,12 +198,22 @@ def _check_winners(recipe: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[Fi
     for other in recipes.values():
         if (other.source, other.target) != (recipe.target, recipe.source):
             continue
-        for name, rule in recipe.block.fields.items():
-            for path in rule.from_:
-                back = other.block.fields.get(path)
-                if back is not None and name in back.from_ and not _has_winner(rule.write, back.write):
-                    advice = "write `newest` on both, or `always` on one and `unless_changed` on the other"
-                    yield ("fields", name), f"`{name}` and `{path}` map to each other, also in {other.path}: {advice}"
+        yield from _winnerless((), recipe.block, other.block, other.path)
+
+
+def _winnerless(location: Location, block: Block, other: Block, path: str) -> Iterator[Finding]:
+    for name, rule in block.fields.items():
+        for source in rule.from_:
+            back = other.fields.get(source)
+            if back is not None and name in back.from_ and not _has_winner(rule.write, back.write):
+                advice = "write `newest` on both, or `always` on one and `unless_changed` on the other"
+                here: Location = (*location, "fields", name)
+                yield here, f"`{name}` and `{source}` map to each other, also in {path}: {advice}"
+    for index, child in enumerate(block.children):
+        for back_child in other.children:
+            both = (child.from_, child.record) == (back_child.record, back_child.from_)
+            if both and child.write.may_change and back_child.write.may_change:
+                yield from _winnerless((*location, "children", index), child, back_child, path)
 
 
 def _has_winner(here: FieldWrite, there: FieldWrite) -> bool:

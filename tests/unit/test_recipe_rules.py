@@ -15,6 +15,9 @@ children: [{from: journal, record: note, match: [text], write: create, fields: {
 """
 
 
+TWO_WAY = "title: From {0}\nsource: {0}\ntarget: {1}\nstart: {{http: today}}\nwrite: update\nfields: {{k: z}}\n{2}\n"
+
+
 def recipe(name, source, target, fields, *, title="", start="{http: today}"):
     """Return a recipe with the given fields, all of them match fields of their own."""
     text = (
@@ -52,6 +55,30 @@ def together(*recipes, **given):
             "match: [a]\nfields: {a: x}\nchildren: [{from: journal, record: note, write: mirror, fields: {text: text}}]",
             "names a rule in `match`",
         ),
+        (
+            "match: [a]\nfields: {a: {from: x, find: {record: r, match: [n], fields: {n: n}, children: [{record: c}]}}}",
+            "not under `find`",
+        ),
+        (
+            "match: [a]\nfields: {a: x}\nchildren: [{from: b, record: c, match: [n], fields: {n: {from: n, write: newest}}}]",
+            "no time of change for `newest`",
+        ),
+        (
+            "match: [a]\nfields: {a: x}\nchildren: [{from: b, record: c, match: [n], fields: {n: {from: n, find: {record: u, match: [m], write: create, fields: {m: m}}}}}]",
+            "a `find` of a child only looks",
+        ),
+        (
+            "match: [a]\nfields: {a: x}\nchildren: [{from: b, record: c, match: [n], write: never, fields: {n: n}}]",
+            "take it out",
+        ),
+        (
+            "match: [a]\nfields: {a: x}\nchildren:\n  - {from: b, record: c, match: [n], fields: {n: n}}\n  - {from: b, record: c, match: [n], write: mirror, fields: {n: n}}",
+            "one block alone may",
+        ),
+        (
+            "match: [a]\nfields: {a: x}\nchildren:\n  - {record: c, match: [n], fields: {n: {value: Mail}}}\n  - {record: c, match: [n], fields: {n: {value: Mail}}}",
+            "differ in a constant",
+        ),
     ],
 )
 def test_a_block_that_cannot_work_is_refused(body, says):
@@ -74,6 +101,20 @@ children:
   - {from: attachment, record: attachment, match: [[hash, name]], write: create, fields: {hash: hash, name: name}}
 """
     )
+
+
+def test_children_that_are_mapped_both_ways_name_a_winner():
+    """The same rule holds for the fields of children."""
+    child = "children: [{{from: {0}, record: {1}, match: [n], fields: {{n: {{from: n{2}}}}}}}]"
+
+    def back_and_forth(write):
+        return together(
+            parse_recipe(TWO_WAY.format("a.one", "b.two", child.format("x", "y", write)), "one_to_two"),
+            parse_recipe(TWO_WAY.format("b.two", "a.one", child.format("y", "x", "")), "two_to_one"),
+        )
+
+    assert len(back_and_forth("")) == 2
+    assert back_and_forth(", write: unless_changed") == []
 
 
 def test_a_daily_timer_says_who_gets_its_summary():
