@@ -73,7 +73,7 @@ def write(swept: "Swept") -> None:
     text = f"""{HEAD}
 ## The last full sweep
 
-Commit {commit.stdout.strip()}, {datetime.now(UTC):%Y-%m-%d}, {swept.seconds / 60:.1f} minutes on 4 processes (`make faults`).
+Commit {commit.stdout.strip()}, {datetime.now(UTC):%Y-%m-%d}, {swept.seconds / 60:.1f} minutes on {swept.processes} processes (`make faults`).
 {totals(swept)}
 
 | Run | distinct calls | faults | failed |

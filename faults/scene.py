@@ -89,6 +89,7 @@ class Scene:
         self._closing = contextlib.ExitStack()
         self._apps: dict[tuple[Any, ...], tuple[Settings, App]] = {}
         self._blank = self._pack()
+        self._before: dict[str, list[dict[str, Any]]] = {}
         self.proxy: Any = None
         self.app: App
         self.queues: Queues
@@ -120,6 +121,7 @@ class Scene:
         for sim in (self.dynamics, self.servicenow, self.marketo):
             sim.journal.clear()
             sim.expire_tokens()
+        self._before = kept.rows if kept else {}
         self._unpack(kept.records if kept else self._blank)
         self.clock.freeze(kept.at if kept else NOW)
         if kept is not None:
@@ -315,6 +317,10 @@ class Scene:
     def rows(self, model: type[StateRow]) -> list[Any]:
         """Return all rows of a table."""
         return list(self.view.scan(model))
+
+    def rows_before(self, model: type[StateRow]) -> list[dict[str, Any]]:
+        """Return the rows of a table as the scenario began with them."""
+        return self._before.get(model.TABLE, [])
 
     def results(self, run_id: str) -> tuple[dict[str, ResultRow], list[str]]:
         """Return a run's results by key, and what is wrong with their number."""

@@ -1,6 +1,7 @@
 """Break every outgoing call of a run in every way, and compare what the run has come to with the undisturbed one.
 
     python -m faults.sweep               everything, four processes side by side; writes docs/faults.md with --write
+    python -m faults.sweep --resume verdicts.jsonl --minutes 5     a piece of it; the same command goes on
     python -m faults.sweep --bounded     every call, a rotating share of the faults (--seed)
     python -m faults.sweep --only "POST /api/now" --fault "late effect" --alone     a few, one fault a run
 
@@ -107,7 +108,7 @@ class Bench:
 
 def _touches_mail(strike: Strike) -> bool:
     """Tell whether a fault may make a summary go out twice: between its sending and the note that it was sent."""
-    return strike.label.startswith(MAIL) or "summaries." in strike.label or "/summaries" in strike.label
+    return any(part in strike.label for part in (f"{MAIL} SEND", "summaries.", "/summaries", "runs.note_fired"))
 
 
 _BENCH: list[Bench] = []
@@ -206,8 +207,10 @@ class Swept:
     verdicts: list[Verdict]
     calls: dict[str, int]  # distinct calls by trial
     seconds: float
+    processes: int
     bounded: bool
     seed: int
+    left: int = 0  # runs that its time did not allow
 
     @property
     def failures(self) -> list[Verdict]:
@@ -216,7 +219,10 @@ class Swept:
 
 
 class Notes:
-    """Verdicts in a file, so that a sweep that was interrupted goes on where it stood; without a path nowhere."""
+    """Verdicts in a file, so that a sweep that was interrupted goes on where it stood; without a path nowhere.
+
+    What failed is tried again, and what the code no longer calls is passed over.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -248,8 +254,8 @@ def sweep(options: argparse.Namespace, echo: Any = print) -> Swept:
     size = 1 if options.alone else TOGETHER
     names = options.trial or (bounded_trials(options.seed) if options.bounded else list(TRIALS))
     notes = Notes(options.resume)
-    verdicts = list(notes.verdicts)
-    done = {(each.trial, each.label, each.occurrence, each.fault) for each in verdicts}
+    verdicts: list[Verdict] = []
+    done = {(each.trial, each.label, each.occurrence, each.fault): each for each in notes.verdicts if each.passed}
     distinct: dict[str, int] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, context, _start_worker, (os.getpid(),)) as pool:
@@ -267,10 +273,19 @@ def sweep(options: argparse.Namespace, echo: Any = print) -> Swept:
             strikes = [strike for strike in strikes if not options.fault or strike.fault.name in options.fault]
             if options.sample:
                 strikes = chance.sample(strikes, min(options.sample, len(strikes)))
-            strikes = [each for each in strikes if (name, each.label, each.occurrence, each.fault.name) not in done]
+            ids = {each: (name, each.label, each.occurrence, each.fault.name) for each in strikes}
+            verdicts += [done[each] for each in ids.values() if each in done]
+            strikes = [each for each in strikes if ids[each] not in done]
             futures += [pool.submit(_judge, name, group) for group in grouped(strikes, calls, chance, size)]
             echo(f"{name}: {len(calls)} calls, {distinct[name]} distinct; {len(strikes)} faults")
+        ends_at_s, left = began_s + 60 * (options.minutes or float("inf")), 0
         for number, future in enumerate(as_completed(futures), 1):
+            if future.cancelled():
+                left += 1
+                continue
+            if time.monotonic() > ends_at_s:
+                for each in futures:
+                    each.cancel()
             found = future.result()
             verdicts += found
             notes.add(found)
@@ -280,7 +295,7 @@ def sweep(options: argparse.Namespace, echo: Any = print) -> Swept:
             if number % 100 == 0:
                 echo(f"{number} of {len(futures)} runs, {time.monotonic() - began_s:.0f} s")
     seconds = notes.seconds + time.monotonic() - began_s
-    return Swept(verdicts, distinct, seconds, options.bounded, options.seed)
+    return Swept(verdicts, distinct, seconds, options.processes, options.bounded, options.seed, left)
 
 
 def seed_of_commit() -> int:
@@ -304,6 +319,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--alone", action="store_true", help="one fault a run")
     parser.add_argument("--processes", type=int, default=min(PROCESSES, os.cpu_count() or 1))
     parser.add_argument("--resume", type=Path, help="file of verdicts: those that it holds are not tried again")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop after so many; with --resume the next one goes on"
+    )
     parser.add_argument("--write", action="store_true", help="write docs/faults.md")
     return parser.parse_args(arguments)
 
@@ -314,9 +332,11 @@ def main(arguments: list[str] | None = None) -> int:
     swept = sweep(options, lambda text: print(text, flush=True))
     print(report.matrix(swept.verdicts))
     print(report.totals(swept))
-    if options.write:
+    if swept.left:
+        print(f"{swept.left} runs are left: there was no more time.")
+    elif options.write:
         report.write(swept)
-    return 1 if swept.failures else 0
+    return 1 if swept.failures or swept.left else 0
 
 
 if __name__ == "__main__":

@@ -215,7 +215,28 @@ def work_contacts(scene: Scene) -> Facts:
 
 def sweep_contacts(scene: Scene) -> Facts:
     """Sweep the contacts that changed since the last run."""
-    return _state_of_leads(scene, _sweep(scene, CONTACTS))
+    return _without_order(scene, _state_of_leads(scene, _sweep(scene, CONTACTS)))
+
+
+def _without_order(scene: Scene, facts: Facts) -> Facts:
+    """Leave open which of two contacts with one email comes first: one has the lead, the other is told so."""
+    emails = Counter(row["emailaddress1"] for row in scene.dynamics.rows("contact") if row["emailaddress1"])
+    rivals = {row["contactid"] for row in scene.dynamics.rows("contact") if emails[row["emailaddress1"]] > 1}
+    shared = {email for email, count in emails.items() if count > 1}
+    results, links, counts = facts["results"], facts["links"], Counter(facts["run"][4])
+    made = ("made" if results[key][0] in ("created", "adopted") else results[key][1] for key in rivals & results.keys())
+    counts["made"] = counts.pop("created", 0) + counts.pop("adopted", 0)
+    return facts | {
+        "run": (*facts["run"][:4], dict(counts)),
+        "rivals": sorted(made),
+        "rival links": sum(bool(link[0]) for name, link in links.items() if name.split()[-1] in rivals),
+        "results": {key: result for key, result in results.items() if key not in rivals},
+        "links": {name: link for name, link in links.items() if name.split()[-1] not in rivals},
+        "leads": {name: row if name not in shared else {"email": name} for name, row in facts["leads"].items()},
+        "open": sorted(("a rival", *row[1:]) if row[0] in rivals else row for row in facts["open"]),
+        "targets": sorted(("a rival", email) if key in rivals else (key, email) for key, email in facts["targets"]),
+        "warnings": {name: text for name, text in facts["warnings"].items() if name.split()[0] not in rivals},
+    }
 
 
 def prepare_accounts(scene: Scene) -> None:
@@ -283,10 +304,15 @@ def _state_of_leads(scene: Scene, run: RunRow) -> Facts:
             Counter(str(_plain(row)) for row in records["companies"].values() if row.get("externalCompanyId"))
         ),
         "links": links,
-        "identities": {row.digest: row.record for row in scene.rows(IdentityRow) if row.key},
+        "identities": {row.digest: row.record for row in scene.rows(IdentityRow) if row.key and _is_new(scene, row)},
         "targets": sorted((row.link_key, by_id.get(row.key, row.key)) for row in scene.rows(TargetRow)),
         "events": {},
     }
+
+
+def _is_new(scene: Scene, row: IdentityRow) -> bool:
+    """Tell whether a match value was noted in the scenario: an old note may outlive a death, and is then not believed."""
+    return all(kept["RowKey"] != row.row_key for kept in scene.rows_before(IdentityRow))
 
 
 def _plain(row: Facts) -> Facts:
