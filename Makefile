@@ -4,8 +4,8 @@
 #   make start     keeps the same running, to click through; Ctrl-C ends it                        PORTS=7100
 #   make test      all tests                                                                       ARGS="-k mail"
 #   make faults    breaks every outgoing call in every way: half an hour, on 4 cores              ARGS="--bounded"
-#   make check     what CI checks besides the tests
-#   make audit     asks a public service for known faults of what is deployed; needs the network
+#   make check     what CI checks besides the tests; STRICT=1 also fails when the audit gets no answer
+#   make audit     known vulnerabilities of what is deployed; no answer from the public service is a failure
 #   make format    formats the code
 #   make lock      writes the lock files anew from pyproject.toml; UPGRADE=1 takes newer versions
 #   make docs      prints the generated pages anew
@@ -52,9 +52,10 @@ check: $(DEV_READY)
 	$(BIN)/python cli.py schema --check
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pytest tests/test_layout.py tests/test_locks.py tests/test_contract.py tests/security/test_source.py tests/security/test_dependencies.py
+	@$(BIN)/python -m tests.security.audit $(if $(STRICT),--strict)
 
 audit: $(DEV_READY)
-	$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict $(ARGS)
+	@$(BIN)/python -m tests.security.audit --strict
 
 format: $(DEV_READY)
 	$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 """What is deployed: every package pinned, installed as pinned, and under a licence that we may pass on.
 
-Known faults of packages are a matter of `make audit`, which needs the network.
+Known vulnerabilities of packages are a matter of `audit.py`, which needs the network.
 """
 
 import importlib.metadata
