@@ -198,6 +198,10 @@ class Settings(BaseSettings):
         300, "webhook events that wait which one invocation works together; 1: each by itself", "300", ge=1, le=300
     )
     max_new_users: int = setting(200, "users that a run may create before it asks a person", "200", ge=0)
+    max_removals_percent: float = setting(
+        5, "share of its records and entries, in percent, that a run may take away before it asks", "5", ge=0, le=100
+    )
+    max_removals: int = setting(10, "records and entries that a run may take away in any case", "10", ge=0)
     max_attempts: int = setting(5, "attempts at a record before it fails", "5", ge=1, le=100)
     max_wait_s: int = setting(
         86400, "seconds that a record may wait for a system that is down or busy before it fails", "86400", ge=1

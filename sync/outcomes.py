@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from shared.errors import AmbiguousWriteError, RateLimitedError, SyncError, TransientError
@@ -129,6 +130,13 @@ def settle_error(flow: Flow, work: Work) -> Again | None:
         fail(work, again.code, again.message)
         return None
     return again
+
+
+def tally(counts: Counter[str], result: ResultRow) -> None:
+    """Count a result by its outcome, and a skipped one by its reason too."""
+    counts[result.outcome.value] += 1
+    if result.reason and result.outcome is Outcome.SKIPPED:
+        counts[f"skipped:{result.reason}"] += 1
 
 
 def store_results(flow: Flow, results: Sequence[ResultRow]) -> None:

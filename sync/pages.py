@@ -30,7 +30,7 @@ from shared.state.rows import (
 )
 from shared.state.storage import SideBySide
 from shared.state.tables import RowChangedError, RowExistsError
-from sync import bulk, items, outcomes, runs, writing
+from sync import bulk, guards, items, outcomes, runs, writing
 from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
@@ -168,10 +168,10 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
     keys = page.keys if rows is not None else _keys_without_result(app, page)
     works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
     only = page.last and page.page == 0
-    held, digests = _fan_out(app, flow, run, page.page, works, owner, may_create=run.released, only=only, relay=relay)
+    held, counted = _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
     if relay is not None:
         relay.send()
-    _mark_fanned_out(app, page, held, digests)
+    _mark_fanned_out(app, page, held, counted)
 
 
 def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tuple[PageRow, Sequence[Row] | None]:
@@ -237,26 +237,24 @@ def _fan_out(
     works: Sequence[Work],
     owner: str,
     *,
-    may_create: bool,
+    released: bool,
     only: bool,
     relay: "Relay | None",
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], guards.Counted]:
     """Prepare a page's records together, store what that settled, send the others, or work them here (with a relay).
 
-    Returns the keys that a guard holds and the digests of the users they would create. With `only` the page is all
-    there is, so that the guard can be asked at once.
+    Returns the keys that a guard holds, and what it has to count. With `only` the page is all there is, so that the
+    guard can be asked at once.
     """
     if run.verify:
         verify(flow, run, works)
     else:
-        items.prepare(flow, run, works, create_references=may_create)
-    digests = sorted({digest for work in works for digest in work.missing})
-    if digests and only and len(digests) <= app.settings.max_new_users:
+        items.prepare(flow, run, works, create_references=released)
+    counted = guards.count(flow, works)
+    if not released and only and guards.is_little(app, counted):
         items.create_missing(flow, run, works)
-        digests = []
-    held = [work for work in works if work.missing]
-    for work in held:
-        _end_held(work)
+        released = True
+    held = [] if released else guards.hold(flow, works)
     results, sending = [], []
     for work in works:
         failed_for_good = work.error is not None and outcomes.settle_error(flow, work) is None
@@ -268,7 +266,7 @@ def _fan_out(
     if relay is not None:
         sending = _work_here(app, flow, run, page, sending, owner, relay)
     app.queues.send_many([_message_for(app, flow, run, page, work) for work in sending])
-    return [work.key for work in held], digests
+    return held, counted
 
 
 def _work_here(
@@ -306,12 +304,16 @@ def _message_for(app: App, flow: Flow, run: RunRow, page: int, work: Work) -> It
     return fit(ItemsMessage(run_id=run.run_id, page=page, items=[item], first_sent_at=app.now()))
 
 
-def _mark_fanned_out(app: App, page: PageRow, held: list[str], digests: list[str]) -> None:
-    changes = {"fanned_out": True, "held_keys": held, "new_references": digests}
+def _mark_fanned_out(app: App, page: PageRow, held: list[str], counted: guards.Counted) -> None:
+    def mark(row: PageRow | None) -> PageRow | None:
+        if row is None or row.fanned_out:
+            return row  # another copy of this message has marked it
+        return guards.add(row, held, counted).model_copy(update={"fanned_out": True})
+
     try:
-        app.tables.replace(page.model_copy(update=changes))
-    except RowChangedError:
-        return  # another copy of this message has marked it
+        app.tables.replace(guards.add(page, held, counted).model_copy(update={"fanned_out": True}))
+    except RowChangedError:  # or one of its records is held already
+        app.tables.update(PageRow, page.partition_key, page.row_key, mark)
 
 
 def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str) -> None:
@@ -321,7 +323,7 @@ def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner
         return
     works = items.works_of([ItemModel(key=key) for key in page.held_keys], page=page.page, owner=owner)
     relay = Relay(app, flow, page, sent=True) if bulk.is_bulk(app, run, page) else None
-    _fan_out(app, flow, run, page.page, works, owner, may_create=True, only=False, relay=relay)
+    _fan_out(app, flow, run, page.page, works, owner, released=True, only=False, relay=relay)
     try:
         app.tables.replace(page.model_copy(update={"held_keys": []}))  # until then the watchdog releases it again
     except RowChangedError:
@@ -347,7 +349,7 @@ def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: 
         known = [work for work in works if fresh and items.restore(flow, work)]
         unknown = [work for work in works if work not in known]
         items.prepare(flow, run, unknown, create_references=run.released)
-        _create_or_hold(app, flow, run, message.page, [work for work in unknown if work.missing])
+        _create_or_hold(app, flow, run, message.page, unknown)
         writing.finish(flow, run, works)
         _close(app, flow, run, message, works)
 
@@ -385,28 +387,20 @@ def _waiting_item(work: Work, later: Again) -> ItemModel:
 
 
 def _create_or_hold(app: App, flow: Flow, run: RunRow, page: int, works: Sequence[Work]) -> None:
-    """Hold the records that need new users, which their page could not tell, until the run's guard has decided."""
-    if not works:
+    """Hold what a guard has to count, which the records' page could not tell, until the guard has decided."""
+    counted = guards.count(flow, works)
+    if not (counted.new_references or counted.removals):
         return
     now = app.find_run(run.run_id)
     if now is not None and now.released:
         items.create_missing(flow, run, works)
         return
-    keys, digests = [work.key for work in works], {digest for work in works for digest in work.missing}
+    held = guards.hold(flow, works)
 
     def hold(row: PageRow | None) -> PageRow | None:
-        if row is None:
-            return None
-        held = list(dict.fromkeys([*row.held_keys, *keys]))
-        return row.model_copy(update={"held_keys": held, "new_references": sorted(digests.union(row.new_references))})
+        return None if row is None else guards.add(row, held, counted)
 
     app.tables.update(PageRow, run.run_id, f"{page:06d}", hold)  # before the results, which let the guard decide
-    for work in works:
-        _end_held(work)
-
-
-def _end_held(work: Work) -> None:
-    work.end(Outcome.HELD, "new_users", "Waits because the run would create many users.")
 
 
 def _without_result(app: App, run: RunRow, page: int, works: list[Work]) -> list[Work]:

@@ -32,7 +32,9 @@ from shared.state.rows import (
     new_run_id,
 )
 from shared.state.tables import RowChangedError, RowExistsError
+from sync import guards
 from sync.app import App
+from sync.outcomes import tally
 from sync.recipe import Recipe
 from sync.windows import Window, WindowKind, bounds, parse_window
 
@@ -41,7 +43,6 @@ LOG = logging.getLogger(__name__)
 OVERLAP = timedelta(minutes=10)  # changes that became visible late are read again
 STALLED_AFTER = timedelta(minutes=3)  # a run of which nothing moved is pushed
 OPEN_FOR = timedelta(days=7)  # failed records are taken along this long, then only shown
-CONFIRM_WITHIN = timedelta(days=7)
 EVENTS_CHECK_S = 300.0  # how often a day of events is added up
 FIRST_CHECK_S = 1.0
 LONGEST_CHECK_S = 10.0
@@ -281,7 +282,7 @@ def check_run(app: App, message: RunMessage) -> None:
         _close(app, run)
         return
     if run.state is RunState.AWAITING_CONFIRMATION:
-        if run.held_at is not None and app.now() - run.held_at > CONFIRM_WITHIN:
+        if run.held_at is not None and app.now() - run.held_at > guards.CONFIRM_WITHIN:
             end_run(app, run, RunState.CANCELLED, error="Nobody confirmed within 7 days.")
         else:
             look_again(app, run, 3600)
@@ -293,7 +294,7 @@ def check_run(app: App, message: RunMessage) -> None:
     if run.last_page is not None and run.pages_done > run.last_page:
         end_run(app, run, _end_state(run))
         return
-    run = _judge_held(app, run)
+    run = guards.judge(app, run)
     if run.state is RunState.AWAITING_CONFIRMATION:
         look_again(app, run, 3600)
         return
@@ -330,9 +331,7 @@ def _account(app: App, run: RunRow) -> RunRow:
             continue
         keep_open(app, run, list(final.values()))
         for result in final.values():
-            counts[result.outcome.value] += 1
-            if result.reason and result.outcome is Outcome.SKIPPED:
-                counts[f"skipped:{result.reason}"] += 1
+            tally(counts, result)
             warnings += 1 if result.warnings else 0
         done += 1
     seen = sum(count for name, count in counts.items() if ":" not in name) + partial
@@ -357,9 +356,7 @@ def _account_events(app: App, run: RunRow) -> None:
     warnings = 0
     for page in range(EVENT_PAGES):
         for result in app.tables.query(ResultRow, f"{run.run_id}!{page:06d}", select=COUNTED):
-            counts[result.outcome.value] += 1
-            if result.reason and result.outcome is Outcome.SKIPPED:
-                counts[f"skipped:{result.reason}"] += 1
+            tally(counts, result)
             warnings += 1 if result.warnings else 0
     seen = sum(count for name, count in counts.items() if ":" not in name)
     changes = {"counts": dict(counts), "warnings": warnings, "results_seen": seen, "moved_at": app.now()}
@@ -412,58 +409,6 @@ def open_keys(app: App, run: RunRow) -> list[str]:
     return [row.key for row in app.tables.query(OpenRow, run.recipe) if row.first_failed_at >= limit]
 
 
-def _judge_held(app: App, run: RunRow) -> RunRow:
-    """When every page is listed, let what the guards hold go, or ask a person."""
-    if run.last_page is None or run.released:
-        return run
-    pages = list(app.tables.query(PageRow, run.run_id))
-    if len(pages) <= run.last_page or not all(page.fanned_out for page in pages):
-        return run
-    held = [page for page in pages if page.held_keys]
-    if not held or any(missing_keys(app, page, held_counts=True) for page in pages):  # some may have to be held yet
-        return run
-    wanted = len({digest for page in held for digest in page.new_references})
-    if wanted <= app.settings.max_new_users:
-        return release(app, run)
-    changes = {
-        "state": RunState.AWAITING_CONFIRMATION,
-        "held_for": "new_users",
-        "held_count": wanted,
-        "held_at": app.now(),
-        "moved_at": app.now(),
-    }
-    run = app.change_run(run.run_id, **changes) or run
-    if run.mail_to:
-        app.queues.send(SummaryMessage(run_id=run.run_id))
-    return run
-
-
-def missing_keys(app: App, page: PageRow, *, held_counts: bool) -> list[str]:
-    """Return the records of a page that have no result; `held_counts` says whether a held one is a result."""
-    known = {
-        result.key
-        for result in app.tables.query(ResultRow, f"{page.run_id}!{page.page:06d}", select=("key", "outcome"))
-        if held_counts or result.outcome is not Outcome.HELD
-    }
-    return [key for key in page.keys if key not in known]
-
-
-def release(app: App, run: RunRow) -> RunRow:
-    """Let what the guards hold go: send its pages again."""
-    run = app.change_run(run.run_id, released=True, state=RunState.RUNNING, moved_at=app.now()) or run
-    if not run.state.ended:
-        send_held(app, run)
-    return run
-
-
-def send_held(app: App, run: RunRow) -> None:
-    """Send the pages that hold something; a page that is released holds nothing any more."""
-    pages = [page for page in app.tables.query(PageRow, run.run_id) if page.held_keys]
-    app.queues.send_many(
-        [PageMessage(run_id=run.run_id, page=page.page, release=True, first_sent_at=app.now()) for page in pages]
-    )
-
-
 def confirm_run(app: App, run_id: str, who: str) -> RunRow:
     """Let a run go on that waits for a confirmation.
 
@@ -474,7 +419,7 @@ def confirm_run(app: App, run_id: str, who: str) -> RunRow:
         raise MappingError(
             f"Run {run_id} does not wait for a confirmation; it is {run.state}.", code="nothing_to_confirm"
         )
-    run = release(app, run)
+    run = guards.release(app, run)
     if run.state.ended:  # cancelled at the same moment
         return run
     run = push_run(app, run, FIRST_CHECK_S)

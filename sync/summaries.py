@@ -26,7 +26,7 @@ from shared.state.rows import (
     RunState,
     SummaryMessage,
 )
-from sync import runs
+from sync import guards, runs
 from sync.app import App
 from sync.labels import label_created
 from sync.recipe import Recipe
@@ -258,9 +258,10 @@ def _failure(result: ResultRow, before: OpenRow | None) -> FailureLine:
 def _guard(app: App, run: RunRow) -> Guard | None:
     if run.state is not RunState.AWAITING_CONFIRMATION:
         return None
-    users = "1 user" if run.held_count == 1 else f"{run.held_count} users"
-    sentence = f"The run would create {users}; up to {app.settings.max_new_users} it does not ask."
-    expires_at = run.held_at + runs.CONFIRM_WITHIN if run.held_at else None
+    sentence = (
+        f"{run.held_text} All else is done. Confirmed, it does this too and ends; until then nothing of it happens."
+    )
+    expires_at = run.held_at + guards.CONFIRM_WITHIN if run.held_at else None
     return Guard(sentence, f"{app.settings.app_url}/api/runs/{run.run_id}", expires_at)
 
 

@@ -15,7 +15,8 @@ SUCCESSFUL = (Outcome.CREATED, Outcome.ADOPTED, Outcome.UPDATED, Outcome.UNCHANG
 
 def run_view(app: App, run: RunRow) -> dict[str, Any]:
     """Return a run as people ask for it: state, progress, counts, and where its mail stands; no addresses."""
-    outcomes = {name: count for name, count in run.counts.items() if ":" not in name}
+    counts = run.counts_so_far or run.counts
+    outcomes = {name: count for name, count in counts.items() if ":" not in name}
     return {
         "run_id": run.run_id,
         "recipe": run.recipe,
@@ -33,8 +34,8 @@ def run_view(app: App, run: RunRow) -> dict[str, Any]:
         "ended_at": _time(run.ended_at),
         "progress": {"done": run.results_seen, "pages": run.pages_done, "listed": run.last_page is not None},
         "counts": outcomes,
-        "successful": sum(run.counts.get(outcome.value, 0) for outcome in SUCCESSFUL),
-        "skipped": {name.split(":", 1)[1]: count for name, count in run.counts.items() if name.startswith("skipped:")},
+        "successful": sum(counts.get(outcome.value, 0) for outcome in SUCCESSFUL),
+        "skipped": {name.split(":", 1)[1]: count for name, count in counts.items() if name.startswith("skipped:")},
         "warnings": run.warnings,
         "error": run.error,
         "waiting": _waiting(run) if run.waiting_since else None,

@@ -18,7 +18,7 @@ from shared.state.rows import (
     RunState,
     SummaryMessage,
 )
-from sync import events, runs
+from sync import events, guards, runs
 from sync.app import App
 from sync.recipe import Recipe
 
@@ -75,7 +75,7 @@ def _send_lost(app: App, run: RunRow) -> None:
     if resends:
         _send_records(app, run)
     if run.released:
-        runs.send_held(app, run)
+        guards.send_held(app, run)
 
 
 def _send_listing(app: App, run: RunRow) -> None:
@@ -93,7 +93,7 @@ def _send_records(app: App, run: RunRow) -> None:
     """Send each record of a listed page that has no result yet; its wait counts from the run's start."""
     for page in app.tables.query(PageRow, run.run_id, row_from=f"{run.pages_done:06d}"):
         if page.fanned_out:
-            keys = runs.missing_keys(app, page, held_counts=True)
+            keys = guards.missing_keys(app, page)
             app.queues.send_many(
                 [
                     ItemsMessage(

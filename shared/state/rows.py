@@ -166,8 +166,10 @@ class RunRow(StateRow):
     error: str = ""  # why the run failed: a sentence
     # guards
     released: bool = False  # what the guards hold may go: it is little enough, or a person confirmed it
-    held_for: str = ""  # what waits for a confirmation: "new_users", "removals"; "" nothing
+    held_for: str = ""  # what waits for a confirmation: "new_users", "removals", or both joined by " and "; "" nothing
     held_count: int = 0
+    held_text: str = ""  # the same as sentences
+    counts_so_far: dict[str, int] = {}  # outcomes, held ones included, while it waits for the confirmation
     held_at: datetime | None = None
     asked: bool = False  # the recipients were asked for the confirmation
     # mail
@@ -200,6 +202,8 @@ class PageRow(StateRow):
     fanned_out: bool = False  # the next page and all items are sent: a repeat has nothing to do
     held_keys: list[str] = []  # records that wait for a guard's decision
     new_references: list[str] = []  # digests of reference values that this page would create
+    removals: int = 0  # how much this page would take away
+    removable: int = 0  # out of how much: its records, and the entries of `mirror` that they are linked with
     reached_at: datetime | None = None  # change time of the page's last record: where to go on when the link expires
 
     @property

@@ -10,13 +10,15 @@ from sandbox.simulator import FaultKind
 from shared.errors import MappingError
 from shared.state.rows import RunRow, RunState
 from sync import runs
+from sync.views import run_view
 from tests.flows.world import RECIPIENT, Stage, World, new_world
 
 
 @pytest.fixture
 def world(stage: Stage, tmp_path: Path, prefix: str) -> Iterator[World]:
     """Return a world whose cases come in pages of four, and whose runs may create three users."""
-    values = {"CONNECTIONS__DYNAMICS365__PAGE_SIZE": "4", "MAX_NEW_USERS": "3"}
+    values = {"CONNECTIONS__DYNAMICS365__PAGE_SIZE": "4", "MAX_NEW_USERS": "3", "MAX_REMOVALS": "3"}
+    values["CONNECTIONS__DYNAMICS365__BULK_PAGE_SIZE"] = "4"
     with new_world(stage, tmp_path / "recipes", prefix, values) as made:
         yield made
 
@@ -49,6 +51,7 @@ def test_too_many_new_users_wait_for_a_person(world: World) -> None:
     assert run.state is RunState.AWAITING_CONFIRMATION
     assert (run.held_for, run.held_count) == ("new_users", 4)
     assert world.outcomes(run) == {"created": 6, "held": 4}
+    assert run_view(world.app, run)["counts"] == {"created": 6, "held": 4}
     assert _new_users(world) == []
     (mail,) = world.mailbox.mails
     assert mail.recipients == (RECIPIENT,)
@@ -168,3 +171,110 @@ def test_preview_tells_of_new_users_and_asks_nobody(world: World) -> None:
 
     assert (run.state.ended, world.writes()) == (True, [])
     assert run.counts == {"created": 10}
+
+
+# -- what is taken away -------------------------------------------------------------------------------------------------
+
+
+def _resolve(world: World, number: int) -> list[str]:
+    """Sync ten cases, then change all of them and resolve so many; return the resolved ones."""
+    world.change_recipe('work_notes: "Case {ticketnumber} was closed in Dynamics 365"', "urgency: {value: 3}")
+    cases = [world.add_case() for _ in range(10)]
+    world.sync()
+    world.mailbox.mails.clear()
+    for case in cases[number:]:
+        world.edit_case(case, title="Changed")
+    for case in cases[:number]:
+        world.dynamics.resolve(case)
+    world.advance(60)
+    return cases[:number]
+
+
+def _urgencies(world: World, cases: list[str]) -> set[str]:
+    return {world.incident_of(case)["urgency"] for case in cases}
+
+
+@pytest.mark.parametrize("window", ["today", "all"], ids=["one by one", "bulk"])
+def test_much_that_would_be_taken_away_waits_for_a_person(world: World, window: str) -> None:
+    """All else is written, what is over is only counted, and the mail names how many of how many; confirmed, it is done."""
+    gone = _resolve(world, 4)
+
+    run = world.start(window)
+    world.pump.run(for_s=60)
+    waiting, before = world.run_row(run), _urgencies(world, gone)
+    runs.confirm_run(world.app, run.run_id, "operator@example.com")
+    world.pump.run(for_s=600)
+
+    assert (waiting.state, waiting.held_for, waiting.held_count) == (
+        RunState.AWAITING_CONFIRMATION,
+        "removals",
+        4,
+    )
+    assert run_view(world.app, waiting)["counts"] == {"updated": 6, "held": 4}
+    assert (before, _urgencies(world, gone)) == ({"2"}, {"3"})
+    assert "take away 4 of 10" in world.mailbox.mails[0].text
+    assert "until then nothing of it happens" in world.mailbox.mails[0].text
+    assert (world.run_row(run).state, world.run_row(run).counts) == (RunState.COMPLETED, {"updated": 10})
+
+
+def test_little_that_is_taken_away_goes_last_and_asks_nobody(world: World) -> None:
+    """Up to the guard a run goes on by itself, after everything else was written."""
+    gone = _resolve(world, 3)
+    world.forget_journal()
+
+    run = world.sync("today")
+
+    assert (run.state, run.counts) == (RunState.COMPLETED, {"updated": 10})
+    written = [path for path, _ in world.sent()]
+    assert [any(world.incident_of(case)["sys_id"] in path for case in gone) for path in written] == [False] * 7 + [
+        True
+    ] * 3
+
+
+def test_share_of_many_records_may_go_without_a_question(world: World) -> None:
+    """The guard is a share of the run's records, where that is more than what may always go."""
+    gone = _resolve(world, 4)
+    world.change_settings(max_removals_percent=40.0)
+
+    run = world.sync("today")
+
+    assert (run.state, _urgencies(world, gone)) == (RunState.COMPLETED, {"3"})
+
+
+def test_note_takes_nothing_away(world: World) -> None:
+    """What only adds an entry is not guarded, however often."""
+    cases = [world.add_case() for _ in range(10)]
+    world.sync()
+    for case in cases:
+        world.dynamics.resolve(case)
+    world.advance(60)
+
+    run = world.sync("today")
+
+    assert (run.state, run.counts) == (RunState.COMPLETED, {"updated": 10})
+
+
+def test_outage_does_not_lead_around_the_guard_of_removals(world: World) -> None:
+    """Cases whose page could not look their incidents up are held like the others."""
+    gone = _resolve(world, 4)
+    world.servicenow.add_fault(FaultKind.STATUS, method="GET", path="/table/incident", status=503, times=12)
+
+    run = world.start("today")
+    world.pump.run(for_s=600)
+
+    assert world.run_row(run).state is RunState.AWAITING_CONFIRMATION
+    assert (world.run_row(run).held_count, _urgencies(world, gone)) == (4, {"2"})
+
+
+def test_unconfirmed_removals_are_cancelled_and_asked_again(world: World) -> None:
+    """After seven days without an answer the run ends, nothing was taken away, and the next run asks again."""
+    gone = _resolve(world, 4)
+    run = world.start("today")
+    world.pump.run(for_s=60)
+
+    world.pump.run(for_s=timedelta(days=7, hours=2).total_seconds())
+    again = world.start("all")
+    world.pump.run(for_s=60)
+
+    assert (world.run_row(run).state, _urgencies(world, gone)) == (RunState.CANCELLED, {"2"})
+    assert world.run_row(again).state is RunState.AWAITING_CONFIRMATION
