@@ -252,6 +252,14 @@ _ALL = (
         choices={"state": CHANGE_STATES},
         defaults={"state": "-5"},
     ),
+    Table(
+        "incident_task",
+        "Incident Task",
+        (_ref("incident", "incident"),),
+        parent="task",
+        display="number",
+        prefix="TASK",
+    ),
     Table("u_onboarding", "Onboarding", (), parent="task", display="number", prefix="ONB"),
     Table(
         "sys_user",

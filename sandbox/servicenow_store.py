@@ -28,8 +28,8 @@ from sandbox.servicenow_query import Row
 from sandbox.simulator import Clock
 
 INDEXED = {
-    "assigned_to", "assignment_group", "caller_id", "contains", "correlation_id", "element_id", "email", "group", "manager",
-    "name", "number", "parent", "role", "short_description", "table_sys_id", "user", "user_name",
+    "assigned_to", "assignment_group", "caller_id", "contains", "correlation_id", "element_id", "email", "group", "incident",
+    "manager", "name", "number", "parent", "role", "short_description", "table_sys_id", "user", "user_name",
 }  # fmt: skip
 PRIORITY = {  # (impact, urgency)
     ("1", "1"): "1", ("1", "2"): "2", ("1", "3"): "3",

@@ -38,24 +38,27 @@ def plan(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     In a preview the children are decided about in full, and their records say what would be done.
     """
     mirrors = any(block.write is WriteMode.MIRROR for block in flow.recipe.block.children)
-    keeping = [work for work in works if _keeps(flow, work) and (_settled(work) or run.preview or mirrors)]
-    _look_at(flow, run, keeping)
+    linked = [work for work in works if _keeps(flow, work) and (work.linked_key or run.preview)]
+    keeping = [work for work in linked if _settled(work) or (mirrors and work.open)]
+    look_at(flow, run, keeping)
     if run.preview:
-        for inner, families in _kinds(flow, keeping):
+        for inner, families in kinds(flow, keeping):
             prepare(inner, run, _open(families), create_references=False)
         for work in keeping:
             _report(flow, run, work)
         return
-    for work in keeping:
-        if _settled(work) and any(_is_due(family) for family in work.families or ()):
+    for work in filter(_settled, keeping):
+        if any(_is_due(family) for family in work.families or ()):
             work.outcome, work.reason, work.message = None, "", ""
+        else:
+            _report(flow, run, work)
 
 
 def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Work the children of the records that are synced, and add what became of them to the records' own outcomes."""
     keeping = [work for work in works if _keeps(flow, work) and _settled(work)]
-    _look_at(flow, run, keeping)
-    for inner, families in _kinds(flow, keeping):
+    look_at(flow, run, keeping)
+    for inner, families in kinds(flow, keeping):
         for family in families:
             _hold_back(family)
         due = _open(families)
@@ -109,8 +112,8 @@ def _settled(work: Work) -> bool:
     return work.outcome in SYNCED
 
 
-def _kinds(flow: Flow, works: Sequence[Work]) -> Iterator[tuple[Flow, list[Family]]]:
-    """Yield each block's flow with the families of all records."""
+def kinds(flow: Flow, works: Sequence[Work]) -> Iterator[tuple[Flow, list[Family]]]:
+    """Yield each block's flow with the families of all records that were looked at."""
     for index, block in enumerate(flow.recipe.block.children):
         yield child_flow(flow, block), [work.families[index] for work in works if work.families]
 
@@ -123,14 +126,14 @@ def _is_due(family: Family) -> bool:
     return any(child.open for child in family.works) or (family.mirrored and bool(family.stale))
 
 
-def _look_at(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+def look_at(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Load the children of records that were not looked at yet, and decide about them by their links alone."""
     works = [work for work in works if work.families is None]
     for block in flow.recipe.block.children:
         inner = child_flow(flow, block)
         for work, stored in zip(works, _SIDE_BY_SIDE.map(partial(_links, inner), works), strict=True):
             work.families = [*(work.families or ()), _family(flow, inner, work, stored)]
-    for inner, families in _kinds(flow, works):
+    for inner, families in kinds(flow, works):
         children = [child for family in families for child in family.works]
         each(children, partial(_look_at_child, inner, run))
         if inner.recipe.block.children and not run.preview:

@@ -49,11 +49,7 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     resolve_references(flow, run, pending, create=create_references and not run.preview)
     look_targets_up(flow, pending)
     each([work for work in pending if not work.missing], lambda work: decide_work(flow, run, work))
-    each(works, lambda work: settle_without_write(flow, run, work))
-    if flow.recipe.block.children:
-        from sync.children import plan  # noqa: PLC0415  # the engine calls itself for the blocks under a block
-
-        plan(flow, run, works)
+    _settle_together(flow, run, works)
 
 
 def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
@@ -64,7 +60,15 @@ def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     resolve_references(flow, run, waiting, create=True)
     look_targets_up(flow, waiting)
     each(waiting, lambda work: decide_work(flow, run, work))
-    each(waiting, lambda work: settle_without_write(flow, run, work))
+    _settle_together(flow, run, waiting)
+
+
+def _settle_together(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    each(works, lambda work: settle_without_write(flow, run, work))
+    if flow.recipe.block.children:
+        from sync.children import plan  # noqa: PLC0415  # the engine calls itself for the blocks under a block
+
+        plan(flow, run, works)
 
 
 def restore(flow: Flow, work: Work) -> bool:

@@ -94,8 +94,9 @@ REASONS: dict[str, Reason] = {
     "default_not_found": Reason(
         "The recipe's default was not found in the target.", "Create it there, or correct the recipe."
     ),
-    "child_failed": Reason(
-        "A comment, attachment or other child was refused.", "Retry the record: only what is missing is sent."
+    "marker_cut": Reason(
+        "A comment's text is so long that the id which marks it would be cut off.",
+        "Put `{id}` to the front of the text, or let the recipe cut less.",
     ),
     # systems
     "access_denied": Reason(
@@ -106,6 +107,10 @@ REASONS: dict[str, Reason] = {
     ),
     "credentials_refused": Reason(
         "The system refuses the credentials.", "Check the connection's credentials; a secret may have expired."
+    ),
+    "entry_not_shown": Reason(
+        "The target took a comment or note and does not show it.",
+        "Give the integration user the right to write this journal and to read its entries.",
     ),
     "rejected": Reason("The target refuses the record.", "Correct the record or the target's rule, then retry it."),
     "rate_limited": Reason("The system asked us to slow down for too long.", "Retry later, or have its limit raised."),

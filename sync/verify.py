@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from shared.clients.system import FieldKind, Key, Row
 from shared.errors import MappingError
 from shared.state.rows import Outcome, RunRow
+from sync import links
+from sync.children import kinds, look_at
 from sync.decide import NOT_OURS, NOT_SHOWN, agreed_name, comparable, search_key
 from sync.flow import Flow
 from sync.items import decide_work, guarded, load_links, map_work, read_records, read_targets
-from sync.work import Work, each
+from sync.siblings import read_siblings, siblings_of
+from sync.work import Family, Work, each
 
 
 def verify(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
@@ -24,6 +27,7 @@ def verify(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     each(works, lambda work: _check_link(flow, work))
     guarded(flow, [work for work in works if work.open], read_targets)
     guarded(flow, [work for work in works if work.open], lambda flow, rest: _check_targets(flow, run, rest))
+    _check_children(flow, run, works)
 
 
 def _check_link(flow: Flow, work: Work) -> None:
@@ -50,6 +54,45 @@ def _check_targets(flow: Flow, run: RunRow, works: list[Work]) -> None:
             work.end(Outcome.FAILED, next(iter(differences)), " ".join(differences.values()))
         else:
             work.end(Outcome.UNCHANGED)
+
+
+def _check_children(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    """Compare the children of records that are linked, and add what differs to the records' own ends."""
+    kept = [work for work in works if work.error is None and work.in_scope and work.linked_key]
+    look_at(flow, run, kept)
+    for inner, families in kinds(flow, kept):
+        guarded(inner, [child for family in families for child in family.works if child.open], _read_children)
+        _check_children(inner, run, [child for family in families for child in family.works if child.target])
+        for work, family in zip(kept, families, strict=True):
+            _add_children(inner, run, work, family)
+
+
+def _read_children(flow: Flow, works: list[Work]) -> None:
+    read_siblings(flow, works)
+    for work in works:
+        work.target = (siblings_of(work).rows or {}).get(links.target_key(flow, work.link)) if work.link else None
+
+
+def _add_children(flow: Flow, run: RunRow, work: Work, family: Family) -> None:
+    there = [child for child in family.works if child.error is None]
+    read = [child for child in there if child.target]
+    marked = flow.recipe.block.is_marked  # its text is not compared: its system may have rewritten it
+    counts = {
+        "not written yet": sum(1 for child in there if not child.linked_key),
+        "not taken away yet": len(family.stale) if family.mirrored else 0,
+        "gone in the target": sum(1 for child in there if child.linked_key and not child.target),
+        "different": sum(1 for child in read if child.outcome or not (marked or not any(_compare(flow, run, child)))),
+    }
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    broken = next(
+        (child.error for child in family.works if child.error and not isinstance(child.error, MappingError)), None
+    )
+    if broken is not None:
+        work.error, work.outcome = broken, None
+    elif said:
+        reason = work.reason or ("target_behind" if not any([*counts.values()][2:]) else "target_altered")
+        name = flow.recipe.block.record
+        work.end(Outcome.FAILED, reason, f"{work.message} {name}: {said}.".strip())
 
 
 def _named(text: str, fields: Sequence[str]) -> str:

@@ -103,7 +103,7 @@ def _sweep(world: World, chosen: list[int], calls: int) -> list[str]:
     expected, labels = _describe(days)  # the second day knows the tables and the recipe
     assert expected["counts"] == {"created": 2, "updated": 1, "unchanged": 1, "adopted": 1, "failed": 1}
     assert expected["mails"] == 1
-    for number in chosen or _firsts(labels) if calls == 0 else range(len(labels)):
+    for number in chosen or firsts(labels) if calls == 0 else range(len(labels)):
         for after in (False, True):
             days.begin()
             world.wire.kill_at(number, after=after)
@@ -116,7 +116,7 @@ def _sweep(world: World, chosen: list[int], calls: int) -> list[str]:
     return wrong
 
 
-def _firsts(labels: list[str]) -> list[int]:
+def firsts(labels: list[str]) -> list[int]:
     """Return the first and the last occurrence of each distinct call."""
     firsts = {label: number for number, label in reversed(list(enumerate(labels)))}
     lasts = {label: number for number, label in enumerate(labels)}

@@ -1,6 +1,7 @@
 """The world of two ServiceNow instances: ours, the vendor's, and recipes between them, both ways and with children."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from sandbox.mailbox import Mailbox
 from sandbox.servicenow import CLIENT_ID, CLIENT_SECRET, PASSWORD, USER_NAME, ServiceNow
 from sandbox.simulator import Clock, serve_in_thread
 from shared.settings import load_settings
-from shared.state.rows import LinkRow, ResultRow, RunRow
-from tests.flows.world import NOW, READ_TIMEOUT_S, TRANSACTION_S, Facts, Stage, World, usual_settings
+from shared.state.rows import EVENT_PAGES, EventMessage, LinkRow, ResultRow, RunKind, RunRow
+from sync import repairs
+from tests.flows.world import NOW, READ_TIMEOUT_S, TRANSACTION_S, Facts, Killed, Stage, World, usual_settings
 
 OUT, BACK, GROUPS = "incident_to_vendor", "vendor_to_incident", "group_to_group"
 JOURNAL = """
@@ -163,6 +165,47 @@ class TwinWorld(World):
     def child_links(self) -> list[LinkRow]:
         """Return the links of all children."""
         return [row for row in self.view.scan(LinkRow) if row.parent]
+
+    def sent_to_vendor(self) -> list[Facts]:
+        """Return what was sent to the vendor's instance to be written."""
+        return [
+            json.loads(each.body) for each in self.vendor.requests("", "/table/") if each.method in ("POST", "PATCH")
+        ]
+
+    def start_again(self, recipe: str) -> RunRow:
+        """Start a recipe as a caller does who asks again when nobody answered."""
+        before, self.recipe = self.recipe, recipe
+        try:
+            return self.start("today")
+        except Killed:
+            self.restart()
+            return self.start("today")
+        finally:
+            self.recipe = before
+
+    def send_event(self, recipe: str, record: str, key: str, event_id: str) -> None:
+        """Put a change of a record into the queue, as a webhook's receiver does."""
+        facts = {"recipe": recipe, "record": record, "key": key, "name": "Update", "event_id": event_id}
+        self.app.queues.send(EventMessage(**facts, received_at=self.now()))
+
+    def event_results(self, recipe: str) -> list[ResultRow]:
+        """Return the results of all events of a recipe."""
+        days = [run for run in self.runs_of(recipe) if run.kind is RunKind.EVENTS]
+        return [
+            result
+            for run in days
+            for page in range(EVENT_PAGES)
+            for result in self.view.query(ResultRow, f"{run.run_id}!{page:06d}")
+        ]
+
+    def runs_of(self, recipe: str) -> list[RunRow]:
+        """Return all runs of a recipe, newest first."""
+        return list(self.view.query(RunRow, recipe))
+
+    def repair(self, run: RunRow, action: str) -> None:
+        """Repair what failed in a run, as an operator does."""
+        repairs.ACTIONS[action](self.app, self.run_row(run), "operator")
+        self.pump.run()
 
     def calls(self, sim: ServiceNow) -> list[str]:
         """Return an instance's journal of requests to the Table API."""

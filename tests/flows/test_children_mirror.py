@@ -1,0 +1,222 @@
+"""`write: mirror`: a group's members are kept as the source has them, and only those that we linked are taken away."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.servicenow import USER_NAME
+from sandbox.simulator import FaultKind
+from shared.state.rows import ItemModel, Outcome, RunState
+from sync import items
+from sync.children import removals_of
+from tests.flows.test_children import at_work
+from tests.flows.twins import GROUPS, TwinWorld, new_twin_world
+from tests.flows.world import Stage
+
+MEMBERS = "sys_user_grmember"
+
+
+@pytest.fixture
+def twins(stage: Stage, tmp_path: Path, prefix: str) -> Iterator[TwinWorld]:
+    """Return a world of this test's own."""
+    with new_twin_world(stage, tmp_path / "recipes", prefix) as made:
+        yield made
+
+
+def mirrored(twins: TwinWorld, *names: str) -> tuple[str, dict[str, str]]:
+    """Bring a group with members to the vendor; return its key and those of the members."""
+    group = twins.servicenow.insert("sys_user_group", name="Hardware")
+    people = twins.people(*names)
+    members = {name: twins.join(group, here) for name, (here, _) in people.items()}
+    assert twins.sync_recipe(GROUPS).counts == {"created": 1}
+    assert twins.members("Hardware") == sorted(f"{name}@acme.example" for name in names)
+    return group, members
+
+
+def test_members_come_and_go(twins: TwinWorld) -> None:
+    """Who joins is added, who leaves is removed, and the group's result says so."""
+    group, members = mirrored(twins, "ada", "bo")
+    twins.leave(group, members["ada"])
+    twins.join(group, twins.people("cy")["cy"][0])
+
+    run = twins.sync_recipe(GROUPS)
+
+    assert twins.members("Hardware") == ["bo@acme.example", "cy@acme.example"]
+    assert run.counts == {"updated": 1}
+    assert twins.result(run).fields == {MEMBERS: "1 created, 1 removed"}
+    assert sorted(link.key in members.values() for link in twins.child_links()) == [False, True]
+
+
+def test_only_linked_members_are_taken_away(twins: TwinWorld) -> None:
+    """Whom the vendor added itself stays; whom both had is adopted, not doubled, and then follows the source."""
+    group = twins.servicenow.insert("sys_user_group", name="Hardware")
+    there = twins.vendor.insert("sys_user_group", name="Hardware")
+    people = twins.people("ada", "own")
+    member = twins.join(group, people["ada"][0])
+    for name in ("ada", "own"):
+        twins.vendor.insert(MEMBERS, group=there, user=people[name][1])
+
+    adopted = twins.sync_recipe(GROUPS)
+    after_first = twins.members("Hardware")
+    twins.leave(group, member)
+    twins.sync_recipe(GROUPS)
+
+    assert adopted.counts == {"adopted": 1}
+    assert after_first == ["ada@acme.example", "own@acme.example"]
+    assert twins.members("Hardware") == ["own@acme.example"]
+
+
+def test_an_unknown_user_is_a_warning(twins: TwinWorld) -> None:
+    """Who has no account there is named by the membership's id, and the others are written."""
+    group, _ = mirrored(twins, "ada")
+    stranger = twins.servicenow.insert("sys_user", user_name="stranger", email="stranger@acme.example")
+    member = twins.join(group, stranger)
+    twins.join(group, twins.people("bo")["bo"][0])
+
+    run = twins.sync_recipe(GROUPS)
+
+    (warning,) = twins.result(run).warnings
+    assert run.state is RunState.COMPLETED_WITH_WARNINGS
+    assert (warning["code"], member in warning["text"]) == ("user_not_found", True)
+    assert "stranger" not in warning["text"]
+    assert twins.members("Hardware") == ["ada@acme.example", "bo@acme.example"]
+
+
+def test_a_second_run_asks_nothing(twins: TwinWorld) -> None:
+    """Unchanged members cost no vendor call at all."""
+    group, _ = mirrored(twins, "ada", "bo", "cy")
+    twins.touch(group)
+    twins.forget_journal()
+
+    run = twins.sync_recipe(GROUPS)
+
+    assert run.counts == {"unchanged": 1}
+    assert twins.calls(twins.vendor) == []
+
+
+def test_a_membership_that_was_made_anew_takes_the_old_ones_place(twins: TwinWorld) -> None:
+    """The source's row has another id, the person is the same: nobody is removed and nobody is doubled."""
+    group, members = mirrored(twins, "ada", "bo")
+    user = twins.servicenow.tables[MEMBERS][members["ada"]]["user"]
+    twins.servicenow.delete(MEMBERS, members["ada"])
+    twins.join(group, user)
+    twins.forget_journal()
+
+    twins.sync_recipe(GROUPS)
+
+    assert twins.members("Hardware") == ["ada@acme.example", "bo@acme.example"]
+    assert not twins.vendor.requests("DELETE")
+    assert len(twins.child_links()) == 2
+    assert twins.sync_recipe(GROUPS).counts == {"unchanged": 1}
+
+
+def test_a_refused_removal_fails_the_group_and_comes_again(twins: TwinWorld) -> None:
+    """The failure names the member that stays; when the right is given, the next run takes it away."""
+    group, members = mirrored(twins, "ada", "bo")
+    rights = twins.vendor.users[USER_NAME]
+    rights.delete -= {MEMBERS}
+    twins.leave(group, members["ada"])
+
+    failed = twins.sync_recipe(GROUPS)
+    rights.delete |= {MEMBERS}
+    twins.sync_recipe(GROUPS)
+
+    assert (twins.result(failed).outcome, twins.result(failed).reason) == (Outcome.FAILED, "access_denied")
+    assert twins.members("Hardware") == ["bo@acme.example"]
+
+
+@pytest.mark.parametrize("kind", [FaultKind.RESET_AFTER, FaultKind.REFUSE, FaultKind.HTML])
+def test_a_removal_whose_answer_is_lost_is_repeated(twins: TwinWorld, kind: FaultKind) -> None:
+    """Removing what is gone already is no failure."""
+    group, members = mirrored(twins, "ada", "bo")
+    twins.leave(group, members["ada"])
+    twins.vendor.add_fault(kind=kind, method="DELETE", times=4)
+
+    run = twins.sync_recipe(GROUPS)
+
+    assert run.state is RunState.COMPLETED
+    assert twins.members("Hardware") == ["bo@acme.example"]
+    assert len(twins.child_links()) == 1
+
+
+def test_members_that_rights_hide_are_not_taken_for_gone(twins: TwinWorld) -> None:
+    """A source that shows us only some of the members fails the listing; nobody is removed."""
+    group, _ = mirrored(twins, "ada", "bo")
+    twins.servicenow.users[USER_NAME].visible_rows = {MEMBERS: "user=nobody"}
+    twins.touch(group)
+
+    run = twins.sync_recipe(GROUPS)
+
+    assert run.state is RunState.FAILED
+    assert twins.members("Hardware") == ["ada@acme.example", "bo@acme.example"]
+
+
+def test_removals_are_known_before_anything_is_written(twins: TwinWorld) -> None:
+    """A prepared group says how many members it would take away."""
+    group, members = mirrored(twins, "ada", "bo", "cy")
+    for name in ("ada", "bo"):
+        twins.leave(group, members[name])
+    flow = twins.app.flow(GROUPS)
+    run = twins.runs_of(GROUPS)[0].model_copy(update={"first_run": False})
+    (work,) = items.works_of([ItemModel(key=group)], page=0, owner="test")
+
+    items.prepare(flow, run, [work], create_references=False)
+
+    assert removals_of(work) == 2
+    assert twins.members("Hardware") == ["ada@acme.example", "bo@acme.example", "cy@acme.example"]
+
+
+def test_a_preview_counts_removals_and_keeps_everybody(twins: TwinWorld) -> None:
+    """What would be removed is said, and stays."""
+    group, members = mirrored(twins, "ada", "bo")
+    twins.leave(group, members["ada"])
+
+    run = twins.sync_recipe(GROUPS, preview=True)
+
+    assert twins.result(run).fields == {MEMBERS: "1 removed"}
+    assert twins.members("Hardware") == ["ada@acme.example", "bo@acme.example"]
+
+
+def test_kills_leave_the_members_as_the_source_has_them(twins: TwinWorld) -> None:
+    """The process ends before or after each kind of call at work of a run that adds one and removes one: the same end."""
+    group, _ = mirrored(twins, "start")
+    present = ["start"]
+    calls = change_members(twins, group, present, "first")
+
+    wrong = []
+    for number in at_work(calls):
+        for after in (False, True):
+            twins.wire.kill_at(number, after=after)
+            name = f"{'after' if after else 'before'}{number}"
+            try:
+                change_members(twins, group, present, name)
+            except AssertionError as exc:
+                wrong.append(f"{name} {calls[number]}: {exc}")
+
+    assert wrong == [], "\n".join(wrong)
+
+
+def change_members(twins: TwinWorld, group: str, present: list[str], name: str) -> list[str]:
+    """Let one join and one leave, run, and return the calls that the run made; fails unless both arrived."""
+    here = twins.servicenow.tables["sys_user"]
+    gone = next(
+        row["sys_id"]
+        for row in twins.servicenow.rows(MEMBERS, group=group)
+        if here[row["user"]]["user_name"] == present[0]
+    )
+    twins.leave(group, gone)
+    twins.join(group, twins.people(name)[name][0])
+    present[:] = [*present[1:], name]
+    twins.advance(60)
+    twins.wire.calls = []
+    run = twins.start_again(GROUPS)
+    twins.pump.run()
+    if not twins.run_row(run).state.ended:
+        twins.tick_for(15)
+    calls = list(twins.wire.calls)
+    twins.wire.kill_at(-1, after=False)
+    assert twins.members("Hardware") == sorted(f"{each}@acme.example" for each in present)
+    assert len(twins.child_links()) == len(present), "a link too many"
+    assert twins.run_row(run).state is RunState.COMPLETED, twins.run_row(run).counts
+    return calls
