@@ -13,7 +13,7 @@ from shared.state.rows import LinkRow, Outcome, RunState
 from tests.flows.test_kills import firsts
 from tests.flows.test_lost_answers import AFTER_EFFECT, WITHOUT_EFFECT
 from tests.flows.twins import BACK, JOURNAL, OUT, TwinWorld, new_twin_world
-from tests.flows.world import Facts, Stage, World
+from tests.flows.world import Facts, Stage
 
 ENTRY = {"method": "PATCH", "path": "/table/incident/"}  # what makes an entry
 
@@ -388,15 +388,6 @@ def test_an_unlinked_record_forgets_its_children_too(twins: TwinWorld) -> None:
     assert texts(twins.entries(twins.vendor, twins.twin(sys_id)["sys_id"])) == ["Hello"]
 
 
-def test_a_recipe_without_children_costs_nothing_more(world: World) -> None:
-    """No read, no write, no call is added where a recipe has no children: the budgets hold as they did."""
-    world.add_case()
-
-    world.sync()
-
-    assert all(call.split()[-1] != "sys_journal_field" for call in world.reads("/table/sys_journal_field"))
-
-
 # -- children that are kept in step, with children of their own --------------------------------------------------------
 
 TASKS = """
@@ -504,3 +495,40 @@ def test_a_child_type_that_could_mean_two_references_is_a_settings_error(twins: 
 
     assert run.state is RunState.FAILED
     assert "assigned_to and caller_id" in run.error
+
+
+FROM_ITSELF = """
+children:
+  - record: incident_task
+    match: [short_description]
+    when: {urgency: 1}
+    write: mirror
+    fields: {short_description: {value: Call the customer}, description: short_description}
+  - record: incident_task
+    match: [short_description]
+    fields: {short_description: {value: Write a report}, description: short_description}
+"""
+
+
+def test_children_made_from_the_record_itself(tasked: TwinWorld) -> None:
+    """One block, one child: told from the others by its constant, kept in step, and taken away when `when` fails."""
+    tasked.vendor.users[USER_NAME].delete |= {"incident_task"}
+    tasked.change_recipe(TASKS, FROM_ITSELF)
+    sys_id = tasked.incident(urgency="1")
+
+    def tasks() -> list[tuple[str, str]]:
+        rows = tasked.vendor.rows("incident_task", incident=tasked.twin(sys_id)["sys_id"])
+        return sorted((row["short_description"], row["description"]) for row in rows)
+
+    tasked.sync_recipe(OUT)
+    both = tasks()
+    tasked.servicenow.update("incident", sys_id, short_description="Printer burns")
+    tasked.sync_recipe(OUT)
+    changed = tasks()
+    tasked.servicenow.update("incident", sys_id, urgency="2")
+    tasked.sync_recipe(OUT)
+
+    assert both == [("Call the customer", "Printer jams"), ("Write a report", "Printer jams")]
+    assert changed == [("Call the customer", "Printer burns"), ("Write a report", "Printer burns")]
+    assert tasks() == [("Write a report", "Printer burns")]
+    assert len(tasked.child_links()) == 1

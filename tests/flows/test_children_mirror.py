@@ -220,3 +220,25 @@ def change_members(twins: TwinWorld, group: str, present: list[str], name: str) 
     assert len(twins.child_links()) == len(present), "a link too many"
     assert twins.run_row(run).state is RunState.COMPLETED, twins.run_row(run).counts
     return calls
+
+
+def test_the_bulk_lane_mirrors_too(stage: Stage, tmp_path: Path, prefix: str) -> None:
+    """Groups that changed themselves, and groups of which only the members did, in one portion."""
+    with new_twin_world(stage, tmp_path / "recipes", prefix, {"BULK_ABOVE": "0"}) as twins:
+        people = twins.people("ada", "bo", "cy")
+        groups = {name: twins.servicenow.insert("sys_user_group", name=name) for name in ("One", "Two", "Three")}
+        members = {name: twins.join(group, people["ada"][0]) for name, group in groups.items()}
+        twins.join(groups["Two"], people["bo"][0])
+        first = twins.sync_recipe(GROUPS)
+        twins.servicenow.update("sys_user_group", groups["One"], description="Changed")
+        for name in ("One", "Two"):
+            twins.leave(groups[name], members[name])
+            twins.join(groups[name], people["cy"][0])
+
+        second = twins.sync_recipe(GROUPS)
+
+        assert first.counts == {"created": 3}
+        assert second.counts == {"updated": 2, "unchanged": 1}
+        assert twins.members("One") == ["cy@acme.example"]
+        assert twins.members("Two") == ["bo@acme.example", "cy@acme.example"]
+        assert twins.members("Three") == ["ada@acme.example"]
