@@ -214,7 +214,7 @@ TOKEN_PATH = "/oauth_token.do"  # noqa: S105
 class NoPermits:
     """Token endpoints are outside of the connection's concurrency: a call that waits for a token holds no permit."""
 
-    def hold(self) -> AbstractContextManager[None]:
+    def hold(self, *, ahead: bool = False) -> AbstractContextManager[None]:  # noqa: ARG002  # the protocol
         return nullcontext()
 
     def pause(self, seconds: float) -> None:

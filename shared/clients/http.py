@@ -230,7 +230,7 @@ class HttpConnection:
 
     def _send(self, call: _Call, auth_headers: Mapping[str, str]) -> tuple[Answer, Reading | None]:
         self._check_time(call)
-        with self._permits.hold():
+        with self._permits.hold(ahead=call.method == "GET"):  # many writes wait for what a page still has to look up
             self._check_time(call)  # a permit may have taken a while
             with self._lock:
                 self.calls += 1

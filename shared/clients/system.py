@@ -137,8 +137,11 @@ class Written:
 class Permits(Protocol):
     """A connection's concurrency, pauses and daily budget, handed to its client."""
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Hold one permit during a call. Raises RateLimitedError when none comes free within a few seconds."""
+    def hold(self, *, ahead: bool = False) -> AbstractContextManager[None]:
+        """Hold one permit during a call; with `ahead` the call goes before those that wait without.
+
+        Raises RateLimitedError when none comes free within a few seconds.
+        """
 
     def pause(self, seconds: float) -> None:
         """Stop every worker's calls to this connection for a while (Retry-After)."""
@@ -172,11 +175,11 @@ class Source(System, Protocol):
         """Return the vendor's current time (its Date header), aware UTC, whole seconds."""
 
     def fetch_page(
-        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False
+        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False, fill: int = 1
     ) -> Page:
         """Fetch a page of changed records; `page` is the previous page's `next`, None for the first.
 
-        All pages of a listing are asked for alike; those of one in bulk are larger.
+        All pages of a listing are asked for alike; those of one in bulk are larger, of `fill` records at the least.
         Raises RejectedError with code `page_expired` when the vendor no longer knows the page.
         """
 

@@ -33,10 +33,9 @@ WAIT_S = 10.0  # that `hold` waits for a permit
 LOOK_S = 5.0  # between looks at the row …
 SLOW_LOOK = 1.6  # … times this while few calls are made; sooner than others, who wait for their share, give up
 CALLS_PER_LOOK = 20
-FIRST_LOOK_S = (
-    0.5  # after a block was taken; each next one waits twice as long: processes that start together share soon
-)
-IDLE_S = 0.5  # without a call, until the block goes back
+FIRST_LOOK_S = 0.5  # after a block was taken, each next one waits twice as long …
+MANY_CALLS, BUSY_LOOK_S = 45, 0.25  # … but with so many calls in between it is soon: what others want changes fast
+IDLE_S, IDLE_BESIDE_OTHERS_S = 0.5, 0.2  # without a call, until the block goes back
 RETRY_S = (0.1, 1.0)  # between asks of a process that lacks its share: first, last
 MIN_GAP_S = 0.05  # between two exchanges
 SAME_PAUSE_S = 0.5  # pauses that differ by less are one
@@ -49,6 +48,7 @@ LOG = logging.getLogger(__name__)
 class _Waiter:
     lane: Lane
     need_s: float  # that the lease must last
+    ahead: bool = False  # goes before those that are not
     ready: threading.Event = dataclasses.field(default_factory=threading.Event)
     pool: Pool | None = None
     error: SyncError | None = None
@@ -107,13 +107,13 @@ class SharedPermits:
     # -- for clients ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold one permit during a call that takes `call_s` at the most.
+    def hold(self, *, ahead: bool = False) -> Iterator[None]:
+        """Hold one permit during a call that takes `call_s` at the most; with `ahead` before calls that wait without.
 
         Raises RateLimitedError when none comes free in time: `permits_busy`, `connection_paused`, `budget_spent`.
         """
         lane, left_s = attempt.current().lane, attempt.current().left_s()
-        waiter = _Waiter(lane, min(self._call_s, max(left_s, 0.0)))
+        waiter = _Waiter(lane, min(self._call_s, max(left_s, 0.0)), ahead)
         spare_s = max(0.0, left_s - self._call_s)  # a permit that comes later comes too late for the call
         pool = self._acquire(waiter, self._now_s() + min(self._wait_s, spare_s))
         try:
@@ -164,7 +164,7 @@ class SharedPermits:
     def _acquire(self, waiter: _Waiter, deadline_s: float) -> Pool:
         queue = self._waiting[waiter.lane]
         with self._lock:
-            queue.append(waiter)
+            queue.insert(sum(other.ahead for other in queue) if waiter.ahead else len(queue), waiter)
             self._note_peak(waiter.lane)
             self._serve()
             if self._keeper is None or waiter.pool is None:
@@ -293,13 +293,14 @@ class SharedPermits:
         now_s = self._now_s()
         waiting = any(self._waiting.values())
         idle = not waiting and not self._in_use.total()
-        if idle and (self._closing or now_s >= self._used_at_s + IDLE_S):
+        idle_s = IDLE_BESIDE_OTHERS_S if self._last is not None and not self._last.alone else IDLE_S
+        if idle and (self._closing or now_s >= self._used_at_s + idle_s):
             return now_s, True
         paused = now_s < self._paused_until_s
         gap = self._looked_at_s + MIN_GAP_S
         dues = [self._looked_at_s + self._look_due_s()]
         if idle:
-            dues.append(self._used_at_s + IDLE_S)
+            dues.append(self._used_at_s + idle_s)
         if paused:
             dues.append(self._paused_until_s)
         if self._publish or any(self._in_use[pool] < self._row_held[pool] > self._limit[pool] for pool in POOLS):
@@ -330,6 +331,8 @@ class SharedPermits:
         )
 
     def _look_due_s(self) -> float:
+        if self._calls_since_look >= MANY_CALLS:
+            return BUSY_LOOK_S
         if self._next_look_s < self._look_s or self._calls_since_look >= CALLS_PER_LOOK:
             return self._next_look_s
         return SLOW_LOOK * self._look_s

@@ -26,7 +26,7 @@ class Permits:
         self.pauses: list[float] = []
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self, *, ahead: bool = False) -> Iterator[None]:
         self.taken += 1
         self.held += 1
         self.most_held = max(self.most_held, self.held)

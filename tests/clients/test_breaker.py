@@ -21,7 +21,7 @@ class Pauses:
     def __init__(self):
         self.seconds = []
 
-    def hold(self):
+    def hold(self, *, ahead=False):
         return contextlib.nullcontext()
 
     def pause(self, seconds):

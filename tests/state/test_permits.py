@@ -94,6 +94,12 @@ def hold_until_refused(permits: SharedPermits) -> None:
             pass
 
 
+def await_line(permits: SharedPermits, length: int) -> None:
+    """Return when so many calls wait for a permit."""
+    while len(permits._waiting[Lane.RUN]) < length:
+        time.sleep(0.001)
+
+
 def in_threads(*jobs) -> None:
     threads = [threading.Thread(target=job[0], args=job[1:]) for job in jobs]
     for thread in threads:
@@ -288,6 +294,27 @@ def test_budget_holds_over_all_processes(tables, others, share):
         pass
     assert caught.value.code == "budget_spent"
     assert caught.value.retry_after_s > 5
+
+
+def test_call_that_others_wait_for_goes_ahead(tables, share):
+    """What a page still has to look up goes before the writes of the pages before it."""
+    permits = share(tables, Limits(1), wait_s=30)
+    made = []
+
+    def call(name: str, ahead: bool) -> None:
+        with permits.hold(ahead=ahead):
+            made.append(name)
+
+    threads = []
+    with permits.hold():
+        for number, (name, ahead) in enumerate((("write", False), ("look up", True), ("look up too", True)), 1):
+            threads.append(threading.Thread(target=call, args=(name, ahead)))
+            threads[-1].start()
+            await_line(permits, number)
+    for thread in threads:
+        thread.join()
+
+    assert made == ["look up", "look up too", "write"]
 
 
 def test_idle_block_goes_back(tables, others, share):
