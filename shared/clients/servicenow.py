@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from shared import attempt
-from shared.attempt import Lane
 from shared.clients import servicenow_query as query
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
 from shared.clients.lookups import check_values, keep_asked
@@ -99,7 +98,7 @@ class ServiceNow:
         self._lookup_size, self._parallel = lookup_size, parallel
         self._tables: dict[str, Table] = {}
         self._record_types: dict[str, RecordType] = {}
-        self._pools: dict[Lane, ThreadPoolExecutor] = {}
+        self._pools: dict[str, ThreadPoolExecutor] = {}
         self._lock = threading.Lock()
         self._locks: dict[str, threading.RLock] = {}  # held while a table is described, so that threads do not all ask
 
@@ -134,13 +133,16 @@ class ServiceNow:
         self, record: str, columns: Mapping[str, Column], by: Sequence[str], keys: Sequence[Key], *, whole: bool = False
     ) -> list[Row]:
         """Return the rows that carry the keys; with `whole`, rows that rights hide raise AccessError."""
-        found: dict[str, Row] = {}
-        for text in query.build_lookup(by or ("sys_id",), keys):
+        fields = self._asked(record, columns)
+
+        def look_up(text: str) -> list[Row]:
             asked = query.build_query(text, order_by=("sys_id",))
-            for raw in self._list(record, asked, self._asked(record, columns), whole=whole):
-                rows = [self._build_row(record, columns, one) for one in raw]
-                found |= {row.key: row for row in keep_asked(rows, by, keys, SYSTEM, self._http.connection)}
-        return list(found.values())
+            pages = self._list(record, asked, fields, whole=whole)
+            rows = [self._build_row(record, columns, one) for raw in pages for one in raw]
+            return keep_asked(rows, by, keys, SYSTEM, self._http.connection)
+
+        found = self._side_by_side(look_up, list(query.build_lookup(by or ("sys_id",), keys)), "look-ups")
+        return list({row.key: row for rows in found for row in rows}.values())
 
     def _add_children(self, table: Table, paths: Paths, rows: Sequence[Row]) -> list[Row]:
         """Return the rows with the children that paths lead into, fetched for all of them together."""
@@ -167,11 +169,11 @@ class ServiceNow:
         return date
 
     def fetch_page(
-        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False
+        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False, fill: int = 1
     ) -> Page:
         """Fetch a page by keyset: rows that change meanwhile move behind the place that was reached, none is skipped."""
         columns, moment = self._columns(record, paths), self._table(record).moment
-        place, size = Place.read(page), self._bulk_page_size if in_bulk else self._page_size
+        place, size = Place.read(page), max(self._bulk_page_size, fill) if in_bulk else self._page_size
         window = build_window(moment, changed)
         when = query.build_condition(changed.when)
         order = (moment, "sys_id")
@@ -218,20 +220,20 @@ class ServiceNow:
         sent = [(write, answers[index]) for index, write in enumerate(writes)]
         return name_entries(sent, lambda parents: read_children(child, set(), parents, self._read_all))
 
-    def _side_by_side(self, step: Callable[[A], B], units: Sequence[A]) -> list[B]:
+    def _side_by_side(self, step: Callable[[A], B], units: Sequence[A], kind: str = "writes") -> list[B]:
         if min(self._parallel, len(units)) <= 1:
             return [step(unit) for unit in units]
-        pool = self._pool(attempt.current().lane)
+        pool = self._pool(f"{attempt.current().lane}-{kind}")
         futures = [pool.submit(contextvars.copy_context().run, step, unit) for unit in units]
         wait(futures)  # whatever becomes of one, none is under way when we return
         return [future.result() for future in futures]
 
-    def _pool(self, lane: Lane) -> ThreadPoolExecutor:
-        """Return the threads that write for a lane: as many as calls may be under way, kept, and never held by the other."""
+    def _pool(self, name: str) -> ThreadPoolExecutor:
+        """Return the threads that write, or look up, for a lane: as many as calls may be under way, kept, and held by no other."""
         with self._lock:
-            if lane not in self._pools:
-                self._pools[lane] = ThreadPoolExecutor(self._parallel, thread_name_prefix=f"servicenow-{lane}")
-            return self._pools[lane]
+            if name not in self._pools:
+                self._pools[name] = ThreadPoolExecutor(self._parallel, thread_name_prefix=f"servicenow-{name}")
+            return self._pools[name]
 
     def _answer_write(self, record: str, write: Write, stop: "_Stop", child: ChildType | None) -> Written | SyncError:
         try:
