@@ -1,5 +1,6 @@
 """`write: mirror`: a group's members are kept as the source has them, and only those that we linked are taken away."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def test_kills_leave_the_members_as_the_source_has_them(twins: TwinWorld) -> Non
     calls = change_members(twins, group, present, "first")
 
     wrong = []
-    for number in at_work(calls):
+    for number in range(len(calls)) if os.environ.get("FAULTS") else at_work(calls):
         for after in (False, True):
             twins.wire.kill_at(number, after=after)
             name = f"{'after' if after else 'before'}{number}"
