@@ -67,7 +67,17 @@ class Flow:
 
     def find_types(self) -> dict[str, RecordType]:
         """Return what the target says about the records that the recipe's `find` blocks look up."""
-        return {name: self.target.describe(name) for name in _found_records(self.recipe.block)}
+        return {name: self.target.describe(name) for name in self.found_records()}
+
+    def found_records(self) -> set[str]:
+        """Return the records of the target that the recipe's `find` blocks look up."""
+        return _found_records(self.recipe.block)
+
+    def read_along(self) -> list[str]:
+        """Return the records of the source that are read with the recipe's own, by a reference. Asks the source."""
+        fields = self.source_type().fields
+        heads = {path.partition(".")[0] for path in self.recipe.read_paths() if "." in path}
+        return sorted({kind for head in heads & fields.keys() for kind in fields[head].refers_to})
 
     def target_type(self) -> RecordType:
         """Return what the target says about its record."""
