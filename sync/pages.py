@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from shared import attempt
-from shared.clients.system import Changed, Row
+from shared.clients.system import Changed, Row, System
 from shared.errors import ConfigError, RejectedError, RemoteError, SyncError
 from shared.state.queues import again, fit
 from shared.state.rows import (
@@ -35,7 +35,7 @@ from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
-from sync.portions import Relay, by_shard, send_next, work_portions
+from sync.portions import ROOM, Relay, by_shard, send_next, work_portions
 from sync.recipe import GoneAction
 from sync.verify import verify
 from sync.work import Work
@@ -110,15 +110,16 @@ def _describe_ahead(flow: Flow) -> None:
     What a system refuses to describe is told by whoever needs it.
     """
 
-    def describe(side: str) -> None:
+    def describe(asked: tuple[System, str]) -> None:
+        system, record = asked
         with contextlib.suppress(RejectedError):
-            if side == "source":
-                flow.source_type()
-            else:
-                flow.target_type()
-                flow.find_types()
+            system.describe(record)
 
-    _SIDE_BY_SIDE.map(describe, ("source", "target"))
+    source, target = flow.recipe.source.record, flow.recipe.target.record
+    _SIDE_BY_SIDE.map(
+        describe, [(flow.source, source), *((flow.target, name) for name in (target, *flow.found_records()))]
+    )
+    _SIDE_BY_SIDE.map(describe, [(flow.source, name) for name in flow.read_along()])
 
 
 def _validate_once(app: App, flow: Flow) -> None:
@@ -168,7 +169,8 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
     keys = page.keys if rows is not None else _keys_without_result(app, page)
     works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
     only = page.last and page.page == 0
-    held, counted = _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
+    with ROOM.hold(len(works) if relay is not None else 0):
+        held, counted = _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
     if relay is not None:
         relay.send()
     _mark_fanned_out(app, page, held, counted)
@@ -323,7 +325,8 @@ def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner
         return
     works = items.works_of([ItemModel(key=key) for key in page.held_keys], page=page.page, owner=owner)
     relay = Relay(app, flow, page, sent=True) if bulk.is_bulk(app, run, page) else None
-    _fan_out(app, flow, run, page.page, works, owner, released=True, only=False, relay=relay)
+    with ROOM.hold(len(works) if relay is not None else 0):
+        _fan_out(app, flow, run, page.page, works, owner, released=True, only=False, relay=relay)
     try:
         app.tables.replace(page.model_copy(update={"held_keys": []}))  # until then the watchdog releases it again
     except RowChangedError:

@@ -3,17 +3,24 @@
 So the target always has as many calls under way as it allows, and no phase of one portion waits for another's.
 """
 
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from shared import attempt
+from shared.errors import RateLimitedError
 from shared.state.rows import PageMessage, PageRow, shard_of
 from shared.state.storage import SideBySide
 from sync.app import App
 from sync.flow import Flow
 from sync.work import Work
 
-RECORDS_IN_HAND = 500  # of a run, over its pages: some 40 kB each, all of which one worker may have to hold
-LEAST_PAGES, MOST_PAGES = 2, 8  # of a run, in hand together
+RECORDS_IN_HAND = 750  # of a process, over all its pages
+LEAST_PAGES, MOST_PAGES = 2, 8  # of a run, in hand together, over all workers
+PERMITS_A_PAGE = 8  # for so many calls at once one page more is in hand
+BUSY_S = 5.0  # until a page is sent again that found no room in time
+LONGEST_WAIT_S = 120.0  # for room, where the attempt has no end
 AT_ONCE = 3  # portions of a page: one is claimed, one is written, one is stored
 THREADS = 32  # of a process, for the portions of all its pages
 _SIDE_BY_SIDE = SideBySide(THREADS)
@@ -60,7 +67,7 @@ class Relay:
 
     def __init__(self, app: App, flow: Flow, page: PageRow, *, sent: bool = False) -> None:
         self._app, self._page = app, page
-        self._before = page.page + 1 - pages_at_once(app, flow, len(page.keys))
+        self._before = page.page + 1 - pages_at_once(app, flow)
         self._sent = sent or page.last
         self._lock = threading.Lock()
 
@@ -86,8 +93,47 @@ class Relay:
         self._sent = True
 
 
-def pages_at_once(app: App, flow: Flow, records: int) -> int:
-    """Return how many pages of so many records a run has in hand: enough to use the target's permits, and little more."""
+def pages_at_once(app: App, flow: Flow) -> int:
+    """Return how many pages a run has in hand over all workers: enough to use the target's permits, and little more."""
     permits = app.settings.connection(flow.recipe.target.connection).concurrency
-    wanted = max(LEAST_PAGES, min(MOST_PAGES, permits // 8))
-    return max(LEAST_PAGES, min(wanted, RECORDS_IN_HAND // max(1, records)))
+    return min(MOST_PAGES, LEAST_PAGES + permits // PERMITS_A_PAGE)
+
+
+class Room:
+    """What keeps a process's memory flat: so many records are in hand together, and further pages wait in line."""
+
+    def __init__(self, records: int = RECORDS_IN_HAND) -> None:
+        self._records = self._free = records
+        self._line: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, records: int) -> Iterator[None]:
+        """Have so many records in hand; more than all that fit go alone, and none need no room.
+
+        Raises RateLimitedError `worker_busy` when there is no room within half of the attempt's time.
+        """
+        if not records:
+            yield
+            return
+        wanted, me = min(records, self._records), object()
+        wait_s = min(LONGEST_WAIT_S, attempt.current().left_s() / 2)
+        with self._changed:
+            self._line.append(me)
+            came = self._changed.wait_for(lambda: self._line[0] is me and self._free >= wanted, wait_s)
+            self._line.remove(me)
+            self._free -= wanted if came else 0
+            self._changed.notify_all()
+        if not came:
+            raise RateLimitedError(
+                "This worker has enough records in hand; the page waits.", code="worker_busy", retry_after_s=BUSY_S
+            )
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += wanted
+                self._changed.notify_all()
+
+
+ROOM = Room()
