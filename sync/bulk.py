@@ -85,7 +85,7 @@ class ShardBook(links.Book):
         values = {
             each.value.row_key: self._claimed_value(each, each.value)
             for each in wanted
-            if each.row_key in self._taken and each.value is not None
+            if each.row_key in self._taken and each.value is not None and not each.value.older_digest
         }
         _map_shards(self._claim_values, list(values.values()), lambda row: row.partition_key)
 

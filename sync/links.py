@@ -4,6 +4,7 @@ A link's row stands under the record that the making recipe read (its source). T
 TargetRow, which is also what makes one target record belong to one source record.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -141,8 +142,27 @@ def claim_identity(flow: Flow, row: IdentityRow, owner: str) -> claims.Taken[Ide
 
     Raises RateLimitedError `claim_held` while another message holds it.
     """
+    if row.older_digest:
+        _take_over_older(flow, row, owner)
+        row = row.model_copy(update={"older_digest": ""})
     claim = new_claim(flow, owner, creating=True)
     return _taken(claims.take(flow.tables, row.model_copy(update={"claim": claim}), now=flow.now()))
+
+
+def _take_over_older(flow: Flow, row: IdentityRow, owner: str) -> None:
+    """Let what is known of a value under the older of two digest keys stand under the current one, doubts included.
+
+    Raises RateLimitedError `claim_held` while another message holds it there.
+    """
+    blank = row.model_copy(update={"digest": row.older_digest})
+    older = flow.tables.get(IdentityRow, blank.partition_key, blank.row_key)
+    if older is None:
+        return
+    if older.claim is not None and not claims.may_take(older.claim, owner, flow.now()):
+        _taken(claims.Held(older.claim.until, claims.wait_s(older.claim, flow.now())))
+    with contextlib.suppress(RowExistsError):
+        flow.tables.insert(older.model_copy(update={"digest": row.digest, "etag": ""}))
+    release(flow, older)
 
 
 def _taken(answer: "claims.Taken[claims.R] | claims.Held") -> "claims.Taken[claims.R]":
@@ -232,11 +252,16 @@ def place_of(flow: Flow, side: str, key: str) -> str:
 
 def forget_identity(flow: Flow, blank: IdentityRow, key: str) -> None:
     """Forget that a source record's target has a value, if it is that record's."""
-    stored = flow.tables.get(IdentityRow, blank.partition_key, blank.row_key)
-    if stored is not None and stored.link_key == key and stored.claim is None:
-        release(flow, stored)
+    for digest in filter(None, (blank.digest, blank.older_digest)):
+        row = blank.model_copy(update={"digest": digest})
+        stored = flow.tables.get(IdentityRow, row.partition_key, row.row_key)
+        if stored is not None and stored.link_key == key and stored.claim is None:
+            release(flow, stored)
 
 
 def identity(flow: Flow, record: str, rule: Sequence[str], values: Sequence[Value], link_key: str = "") -> IdentityRow:
     """Build the row under which a match rule's values are claimed; `record` is "connection.record"."""
-    return IdentityRow(record=record, rule="+".join(rule), digest=flow.digests.of(list(values)), link_key=link_key)
+    digest, *older = flow.digests.candidates(list(values))
+    return IdentityRow(
+        record=record, rule="+".join(rule), digest=digest, link_key=link_key, older_digest=older[0] if older else ""
+    )

@@ -155,6 +155,7 @@ class RunRow(StateRow):
     stalls: int = 0  # how often the watchdog has pushed the run since anything moved
     waiting_since: datetime | None = None
     waiting_for: str = ""  # the connection that is down
+    outage_told: datetime | None = None  # the `waiting_since` of which its recipients were told
     waiting_why: str = ""  # what its last answer, or its silence, was: a sentence
     # listing
     last_page: int | None = None  # number of the last page, once it is listed
@@ -356,6 +357,7 @@ class IdentityRow(StateRow):
     key: str = ""  # of the record that has it; "" while only claimed
     link_key: str = ""  # source record that made it; "" for a plain reference
     refused_at: datetime | None = None  # when the vendor last said that it exists but did not show it
+    older_digest: str = Field(default="", exclude=True)  # the value's under the key before, while two are valid
     claim: Claim | None = None
 
     @property

@@ -1,8 +1,13 @@
 """Changing the digests' key: two keys hold for a while, and one backfill takes every link over to the new one."""
 
+import pytest
+
 from shared.digests import Digests, parse_digest_keys
-from shared.state.rows import Outcome
-from tests.flows.world import World
+from shared.errors import RateLimitedError
+from shared.state.rows import IdentityRow, Outcome
+from sync import links
+from sync.flow import Flow
+from tests.flows.world import LEASE_S, TRANSACTION_S, World
 
 OLD, NEW = "test:a-key-that-is-used-in-tests-alone-0001", "next:another-key-that-tests-alone-use-0002"
 
@@ -48,3 +53,24 @@ def test_agents_work_survives_a_rotation(world: World) -> None:
 
     incident = world.incident_of(case)
     assert (incident["short_description"], incident["urgency"]) == ("Another title", "1")
+
+
+def _claim_of(flow: Flow) -> IdentityRow:
+    return links.identity(flow, "servicenow.sys_user", ("email",), ["ada@customer.example"])
+
+
+def test_claim_under_the_older_key_holds(world: World) -> None:
+    """While both keys are valid, a worker that began before the change keeps the value; its doubt is not lost either."""
+    old = world.app.flow(World.recipe)
+    links.claim_identity(old, _claim_of(old), "the one before")
+    _use_keys(world, f"{NEW},{OLD}")
+    new = world.app.flow(World.recipe)
+
+    with pytest.raises(RateLimitedError, match="Another message"):
+        links.claim_identity(new, _claim_of(new), "the one after")
+    world.advance(LEASE_S + TRANSACTION_S)
+    taken = links.claim_identity(new, _claim_of(new), "the one after")
+
+    assert taken.create_by is not None
+    assert world.view.get(IdentityRow, taken.row.partition_key, taken.row.row_key) == taken.row
+    assert world.view.get(IdentityRow, _claim_of(old).partition_key, _claim_of(old).row_key) is None
