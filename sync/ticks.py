@@ -20,17 +20,20 @@ from sync.windows import Window
 LOG = logging.getLogger(__name__)
 
 POLL_S = 300  # of recipes that poll without saying how often
+DAILY_DUE, DAILY_DONE = "daily due", "daily done"  # among what has fired: the app's daily time, and what came of it
 STARTS_LOOKED_AT = 20  # newest runs among which an occurrence's own is looked for
 
 
 @without_texts()
 def start_daily(app: App) -> None:
     """Start the recipes that run at the app's daily time, then forget what is old."""
+    now = app.now()
 
     def start(recipe: Recipe) -> None:
         daily = recipe.start.daily
         if daily is not None and daily.at is None:
-            _start(app, recipe, daily.window, "daily")
+            _note(app, recipe, DAILY_DUE, now)  # before it is tried: a tick makes up for what is refused or dies
+            _start_daily_due(app, recipe)
 
     try:
         _each(app, start)
@@ -46,10 +49,22 @@ def tick(app: App) -> None:
     def look_after(recipe: Recipe) -> None:
         for name, schedule, window in schedules_of(app, recipe):
             _start_due(app, recipe, name, schedule, window, now)
+        _start_daily_due(app, recipe)
         _owe_digest(app, recipe, now)
         push_stalled(app, recipe, now)
 
     _each(app, look_after)
+
+
+def _start_daily_due(app: App, recipe: Recipe) -> None:
+    """Start what the app's daily time owes a recipe and could not start then: another run was in the way."""
+    daily = recipe.start.daily
+    fired = runs.activate(app, recipe).fired
+    if daily is None or daily.at is not None or fired.get(DAILY_DUE, "") <= fired.get(DAILY_DONE, ""):
+        return
+    occurrence = datetime.fromisoformat(fired[DAILY_DUE])
+    if _was_started(app, recipe, "daily", occurrence) or _start(app, recipe, daily.window, "daily"):
+        _note(app, recipe, DAILY_DONE, occurrence)
 
 
 def _each(app: App, step: Callable[[Recipe], None]) -> None:

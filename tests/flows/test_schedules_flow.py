@@ -148,6 +148,19 @@ def test_daily_timer_starts_the_recipes_without_a_time_of_their_own(world: World
     assert len(world.mailbox.mails) == 1
 
 
+def test_daily_run_that_found_another_in_its_way_is_made_up_for(world: World) -> None:
+    """The day's run and its mail are not lost because somebody's run was going on at that minute."""
+    world.add_case()
+    world.start("last_week")
+    ticks.start_daily(world.app)
+    refused = len(_daily(world))
+
+    world.tick_for(5)
+
+    assert (refused, len(_daily(world))) == (0, 1)
+    assert any(mail.recipients == ("support.lead@example.com",) for mail in world.mailbox.mails)
+
+
 def test_daily_timer_that_storage_refuses_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's log has to show a start that did not happen."""
 
