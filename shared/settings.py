@@ -206,6 +206,9 @@ class Settings(BaseSettings):
     max_wait_s: int = setting(
         86400, "seconds that a record may wait for a system that is down or busy before it fails", "86400", ge=1
     )
+    outage_alert_s: int = setting(
+        1800, "seconds that a run waits for a system before its readers are told, once an outage", "1800", ge=60
+    )
     queue_lease_s: int = setting(
         600, "seconds that the Functions host holds a queue message; only a test host has another value", "600", ge=1
     )

@@ -245,6 +245,6 @@ def _facts(connection: Connection) -> ConnectionFacts:
 
 CAPABILITIES = {
     "dynamics365": frozenset({Capability.SOURCE, Capability.SENDER}),
-    "servicenow": frozenset({Capability.SOURCE, Capability.TARGET, Capability.SENDER}),
+    "servicenow": frozenset({Capability.SOURCE, Capability.TARGET}),
     "marketo": frozenset({Capability.TARGET}),
 }

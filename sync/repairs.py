@@ -39,8 +39,7 @@ def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()
 
     Raises MappingError `nothing_to_repair`.
     """
-    gone = _failed(app, run, keys, reason="target_missing")
-    _unlink_all(app, run, gone)
+    gone = _unlink_all(app, run, _failed(app, run, keys, reason="target_missing"))
     return _work_again(app, run, gone, "recreate", who)
 
 
@@ -49,8 +48,7 @@ def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) 
 
     Raises MappingError `nothing_to_repair`.
     """
-    gone = _failed(app, run, keys, reason="target_missing")
-    _unlink_all(app, run, gone)
+    gone = _unlink_all(app, run, _failed(app, run, keys, reason="target_missing"))
     for key in gone:
         app.tables.delete_key(OpenRow, run.recipe, key_text(key))
     runs.audit(app, "unlink", who, run, f"{len(gone)} records")
@@ -93,11 +91,26 @@ def _failed(app: App, run: RunRow, keys: Collection[str], reason: str = "") -> l
     return chosen
 
 
-def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> None:
+def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> list[str]:
+    """Unlink records from the targets that a run missed, and return which; who has another target by now keeps it.
+
+    Raises MappingError `nothing_to_repair` when all of them have.
+    """
     flow = app.flow(run.recipe)
-    for link in links.find_links(flow, list(keys)).values():
+    missed = {result.record_key or result.key: result.target_key for result in results_of(app, run)}
+    gone = []
+    for key, link in links.find_links(flow, list(keys)).items():
+        if link is not None and link.other_key and links.target_key(flow, link) != missed[key]:
+            continue
         if link is not None:
             _unlink(flow, link)
+        gone.append(key)
+    if not gone:
+        raise MappingError(
+            f"What was missing in run {run.run_id} has a new target since: there is nothing to recreate or unlink.",
+            code="nothing_to_repair",
+        )
+    return gone
 
 
 def _unlink(flow: Flow, link: LinkRow) -> None:

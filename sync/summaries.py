@@ -62,6 +62,9 @@ def send_summary(app: App, message: SummaryMessage, message_id: str) -> None:
     if run.state is RunState.AWAITING_CONFIRMATION:
         _ask(app, run, message, message_id)
         return
+    if run.state is RunState.WAITING:
+        _tell_outage(app, run)
+        return
     if not run.state.ended or run.mail_state in (MailState.NONE, MailState.SENT):
         return
     email = dataclasses.replace(build_summary(gather(app, run)), to=tuple(run.mail_left or run.mail_to))
@@ -174,6 +177,35 @@ def _ask(app: App, run: RunRow, message: SummaryMessage, message_id: str) -> Non
         if not repeated and _may_help(app, message, exc):
             app.change_run(run.run_id, asked=False)
             _send_again(app, message, message_id, exc)
+
+
+def _tell_outage(app: App, run: RunRow) -> None:
+    """Tell a waiting run's readers since when a system does not answer: once an outage; the watchdog asks until it is done."""
+    to, since = tuple(run.mail_to) or app.settings.recipients(run.recipe), run.waiting_since
+    if not to or since is None or not _note_told(app, run.run_id, since):
+        return
+    email = build_summary(gather(app, run))
+    own_id = email.message_id.replace(".summary", f".outage-{since:%Y%m%dT%H%M%S}")
+    try:
+        app.send_mail(dataclasses.replace(email, to=to, message_id=own_id))
+    except AmbiguousWriteError:
+        LOG.warning("it is not known whether the mail about an outage was sent", extra={"run_id": run.run_id})
+    except SyncError as exc:
+        LOG.warning("the mail about an outage could not be sent", extra={"run_id": run.run_id, "code": exc.code})
+        app.change_run(run.run_id, outage_told=None)
+
+
+def _note_told(app: App, run_id: str, since: datetime) -> bool:
+    """Note that an outage is told, before it is; False when it was, or is over."""
+    noted: list[bool] = []
+
+    def note(row: RunRow) -> RunRow:
+        due = row.state is RunState.WAITING and row.waiting_since == since and row.outage_told != since
+        noted.append(due)
+        return row.model_copy(update={"outage_told": since}) if due else row
+
+    app.update_run(run_id, note)
+    return noted[-1]  # of the try that was stored
 
 
 # -- gathering ----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ RESENDING_PUSH, RESEND_EVERY, RESEND_EVERY_WAITING = 5, 20, 120
 def push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
     """Push each run of a recipe that has not moved for a while: a lost message must not hold it for ever."""
     for run in _watched(app, recipe, now):
+        _tell_outage(app, run, now)
         if run.state is RunState.AWAITING_CONFIRMATION or not _is_stalled(run, now):
             continue
         if run.state.ended and run.closed:
@@ -48,6 +49,15 @@ def push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
             LOG.warning("run stopped moving; it is pushed", extra={"run_id": run.run_id, "recipe": recipe.name})
             _send_lost(app, run)
             runs.push_run(app, run)
+
+
+def _tell_outage(app: App, run: RunRow, now: datetime) -> None:
+    """Have a run's readers told of an outage that lasts, every minute until they are."""
+    since = run.waiting_since if run.state is RunState.WAITING else None
+    if since is None or run.outage_told == since:
+        return
+    if (now - since).total_seconds() >= app.settings.outage_alert_s:
+        app.queues.send(SummaryMessage(run_id=run.run_id))
 
 
 def _watched(app: App, recipe: Recipe, now: datetime) -> list[RunRow]:

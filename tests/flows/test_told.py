@@ -5,10 +5,10 @@ import pytest
 from sandbox.mailbox import MailFaultKind
 from sandbox.simulator import FaultKind
 from shared.errors import ConfigError, MappingError
-from shared.state.rows import MailState, Outcome, RunState
+from shared.state.rows import MailState, Outcome, RunRow, RunState
 from sync import repairs, views
 from sync.app import build_app
-from tests.flows.world import World
+from tests.flows.world import RECIPIENT, World
 
 
 def test_run_that_waits_says_why(world: World) -> None:
@@ -76,3 +76,95 @@ def test_setting_of_a_recipe_that_is_none_is_told(world: World, name: str, value
 
     with pytest.raises(ConfigError, match=f"{name} names no recipe; did you mean case_to_incident"):
         build_app(settings)
+
+
+def test_long_outage_is_told_once_and_the_run_goes_on(world: World) -> None:
+    """After half an hour without an answer, from the first call on, the run's readers get one mail; then its summary."""
+    case = world.add_case()
+    world.dynamics.add_fault(FaultKind.REFUSE, times=0)
+    run = world.start()
+
+    world.tick_for(20)
+    early = len(world.mailbox.mails)
+    world.tick_for(60)
+    world.dynamics.faults.clear()
+    world.tick_for(30)
+
+    told, summary = world.mailbox.mails
+    assert (early, told.recipients) == (0, (RECIPIENT,))
+    assert "waits for dynamics365" in told.message["Subject"]
+    assert "dynamics365 has not answered since Tue 10 March 2026" in " ".join(told.text.split())
+    assert "goes on by itself" in " ".join(told.text.split())
+    assert "1 synced" in summary.message["Subject"]
+    assert world.results(run)[case].outcome is Outcome.CREATED
+
+
+def test_outage_is_told_when_the_mail_server_answers_again(world: World) -> None:
+    """A mail about an outage that could not be sent is tried again each minute, and sent once."""
+    world.add_case()
+    world.dynamics.add_fault(FaultKind.REFUSE, times=0)
+    world.mailbox.add_mail_fault(MailFaultKind.REFUSE_MESSAGE, code=452)
+    world.start()
+
+    world.tick_for(90)
+
+    assert len(world.mailbox.mails) == 1
+
+
+def _deleted(world: World) -> tuple[str, RunRow]:
+    """Sync a case, delete its incident and edit the case; return it and the run that misses the incident."""
+    case = world.add_case()
+    world.sync()
+    world.servicenow.delete("incident", world.incident_of(case)["sys_id"])
+    world.edit_case(case, title="Edited")
+    return case, world.sync("today")
+
+
+def test_recreated_record_is_made_anew_and_only_once(world: World) -> None:
+    """Recreate makes the deleted incident again; asked a second time, it says that nothing is missing any more."""
+    case, failed = _deleted(world)
+
+    again = repairs.recreate_missing(world.app, failed, "operator")
+    world.pump.run()
+    with pytest.raises(MappingError, match="has a new target since") as refused:
+        repairs.recreate_missing(world.app, failed, "operator")
+    world.pump.run()
+
+    assert world.results(failed)[case].reason == "target_missing"
+    assert world.results(again)[case].outcome is Outcome.CREATED
+    assert world.incident_of(case)["short_description"] == "Edited"
+    assert refused.value.code == "nothing_to_repair"
+
+
+def test_recreated_record_that_is_deleted_again_says_so(world: World) -> None:
+    """An incident that goes away between its reading and the write fails by that name, and can be recreated."""
+    case, failed = _deleted(world)
+    repairs.recreate_missing(world.app, failed, "operator")
+    world.pump.run()
+    world.edit_case(case, title="Edited again")
+    world.servicenow.add_fault(FaultKind.STATUS, method="PATCH", status=404)
+
+    missed = world.sync("today")
+
+    result = world.results(missed)[case]
+    assert (result.outcome, result.reason) == (Outcome.FAILED, "target_missing")
+    assert "ServiceNow" in result.message
+    world.servicenow.delete("incident", world.incident_of(case)["sys_id"])
+    again = repairs.recreate_missing(world.app, missed, "operator")
+    world.pump.run()
+    assert world.results(again)[case].outcome is Outcome.CREATED
+
+
+def test_webhook_of_a_system_that_sends_none_is_refused(world: World) -> None:
+    """A recipe that waits for events of ServiceNow, which its client cannot read yet, does not load."""
+    text = (world._folder / "case_to_incident.yaml").read_text()
+    text = (
+        text.replace("source: dynamics365.incident", "source: servicenow.problem")
+        .replace("title: ", "title: Not ")
+        .replace("http: yesterday", "webhook: true")
+    )
+
+    (world._folder / "problem_to_incident.yaml").write_text(text)
+
+    with pytest.raises(ConfigError, match="cannot be a sender"):
+        build_app(world.settings, world._folder)
