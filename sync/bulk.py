@@ -144,6 +144,9 @@ class ShardBook(links.Book):
 
     def settle_together(self) -> dict[str, SyncError]:
         errors: dict[str, SyncError] = {}
+        targets, self._targets = self._targets, []
+        values, self._values = self._values, []
+        kept, self._links = self._links, []
 
         def own(pairs: list[tuple[LinkRow, TargetRow]]) -> None:
             try:
@@ -161,15 +164,17 @@ class ShardBook(links.Book):
 
         def settle(rows: list[LinkRow]) -> None:
             try:
-                self.flow.tables.transact([("replace", row) for row in rows])
+                stored = self.flow.tables.transact([("replace", row) for row in rows])
             except RowError:
                 for row in rows:
-                    _note(errors, row, partial(links.store, self.flow, row))
+                    _note(errors, row, partial(links.Book.store, self, row))
+            else:
+                self.stored.update({row.row_key: row for row in stored if isinstance(row, LinkRow)})
 
-        _map_shards(own, self._targets, lambda pair: pair[1].partition_key)
-        values = [(link, row) for link, row in self._values if link.row_key not in errors]
+        _map_shards(own, targets, lambda pair: pair[1].partition_key)
+        values = [(link, row) for link, row in values if link.row_key not in errors]
         _map_shards(settle_values, values, lambda pair: pair[1].partition_key)
-        kept = [row for row in self._links if row.row_key not in errors]  # no link to a target that is another's
+        kept = [row for row in kept if row.row_key not in errors]  # no link to a target that is another's
         _map_shards(settle, kept, lambda row: row.partition_key)
         return errors
 

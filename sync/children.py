@@ -48,7 +48,7 @@ def plan(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
             _report(flow, run, work)
         return
     for work in filter(_settled, keeping):
-        if any(_is_due(family) for family in work.families or ()):
+        if _is_in_hand(work) or any(_is_due(family) for family in work.families or ()):
             work.outcome, work.reason, work.message = None, "", ""
         else:
             _report(flow, run, work)
@@ -124,6 +124,11 @@ def _open(families: Sequence[Family]) -> list[Work]:
 
 def _is_due(family: Family) -> bool:
     return any(child.open for child in family.works) or (family.mirrored and bool(family.stale))
+
+
+def _is_in_hand(work: Work) -> bool:
+    """Tell whether a record's claim says that its children are being worked, or that a worker died at them."""
+    return work.interrupted if work.ahead else work.link is not None and work.link.claim is not None
 
 
 def look_at(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:

@@ -179,7 +179,7 @@ def scope(flow: Flow, run: RunRow, work: Work) -> None:
     elif gone.action is not GoneAction.WRITE:
         text = "was deleted" if work.deleted else "no longer meets the recipe's condition"
         work.end(Outcome.SKIPPED, "left_scope", f"The record {text}; its target is left as it is.")
-    elif work.link is not None and work.link.gone % 2 and (outcome := _done_before(run, work)) is not None:
+    elif work.link is not None and work.link.gone % 2 and (outcome := done_before(run, work)) is not None:
         work.end(outcome)
     elif work.link is not None and work.link.gone % 2:
         work.end(Outcome.UNCHANGED, "gone", "That the record is over has been written already.")
@@ -365,7 +365,7 @@ def settle_without_write(flow: Flow, run: RunRow, work: Work) -> None:
     elif decision.action is Action.NOTHING and work.link and work.link.other_key and not work.scope_changed:
         if not run.preview and _has_learned(flow, work):
             return
-        work.end(_done_before(run, work) or Outcome.UNCHANGED)
+        work.end(done_before(run, work) or Outcome.UNCHANGED)
     elif run.preview:
         check_owned(flow, work)
         created = decision.action is Action.CREATE
@@ -373,7 +373,7 @@ def settle_without_write(flow: Flow, run: RunRow, work: Work) -> None:
         work.end(Outcome.CREATED if created else Outcome.ADOPTED if adopted else Outcome.UPDATED)
 
 
-def _done_before(run: RunRow, work: Work) -> Outcome | None:
+def done_before(run: RunRow, work: Work) -> Outcome | None:
     """Return what an earlier attempt of this run came to, if it wrote this version: a repeat says the same."""
     if work.link is None or not work.link.outcome:
         return None

@@ -92,6 +92,7 @@ class Book:
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
+        self.stored: dict[str, LinkRow] = {}  # links as they are stored now, by row key
 
     def claim_together(self, wanted: Sequence[Wanted]) -> None:
         """Claim what can be claimed together, before each is asked for."""
@@ -119,7 +120,7 @@ class Book:
 
     def store(self, link: LinkRow) -> None:
         """Store a link that we have claimed. Raises RateLimitedError `claim_lost`."""
-        store(self.flow, link)
+        self.stored[link.row_key] = store(self.flow, link)
 
     def settle_together(self) -> dict[str, SyncError]:
         """Store what was put off; return the errors by the link's row key."""

@@ -4,6 +4,7 @@ A claim says until when its create may leave. Whoever takes such a claim over, a
 record up before trying again, but not before the vendor can have finished with the first try.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from sync.decide import (
 from sync.flow import Flow
 from sync.items import (
     decide_work,
+    done_before,
     find_targets,
     look_targets_up,
     map_work,
@@ -91,9 +93,6 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
             each([work], lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
     with_children = bool(flow.recipe.block.children)
-    if with_children:
-        each(works, lambda work: settle_without_write(flow, run, work))  # it may be here for its children alone
-        give_up_ahead(flow, works)
     ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
     wanted = [_wanted(flow, work) for work in works if work.open]
     book.claim_together([each for each in wanted if each.creating or not each.held])
@@ -117,6 +116,18 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
         from sync import children  # noqa: PLC0415  # the engine calls itself for the blocks under a block
 
         children.finish(flow, run, works)
+        _let_go(claimed, book)
+
+
+def _let_go(works: Sequence[Work], book: links.Book) -> None:
+    """Give up the claims under which children were worked; what became of them is noted, so that a repeat says the same."""
+    for work in works:
+        row = book.stored.get(work.link.row_key) if work.link else None
+        if row is not None:
+            outcome = Outcome.UPDATED if work.notes and row.outcome == Outcome.UNCHANGED else row.outcome
+            with contextlib.suppress(RateLimitedError):  # taken over meanwhile: it is the other's
+                book.store(row.model_copy(update={"claim": None, "outcome": outcome}))
+    book.settle_together()
 
 
 def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
@@ -189,7 +200,7 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
     """Forget what was prepared: another message has worked this record meanwhile."""
     if not work.open:
         return
-    work.target, work.matched, work.mapped, work.references = None, False, None, {}
+    work.target, work.matched, work.mapped, work.references, work.families = None, False, None, {}, None
     map_work(flow, work)
     scope(flow, run, work)
     if not work.open:
@@ -202,7 +213,8 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
             error, work.error = work.error, None
             raise error
         decide_work(flow, run, work)
-    settle_without_write(flow, run, work)
+    if work.decided.action is Action.SKIP or not flow.recipe.block.children:
+        settle_without_write(flow, run, work)
 
 
 def _look_doubtful_up(flow: Flow, run: RunRow, work: Work) -> None:
@@ -394,7 +406,7 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
     agreed, inputs, work.lost = agreement(
         decision, work.fields, flow.target_name, link if not new else None, work.target, shown, flow.digests
     )
-    outcome = _outcome(work, new, answer)
+    outcome = _outcome(run, work, new, answer)
     book.store(_linked(flow, run, work, link, agreed, inputs, outcome))
     work.end(outcome)
 
@@ -406,11 +418,14 @@ def _may_have_happened(flow: Flow, decision: Decision, error: SyncError) -> bool
     return isinstance(error, TransientError)
 
 
-def _outcome(work: Work, new: bool, answer: Written | None) -> Outcome:
+def _outcome(run: RunRow, work: Work, new: bool, answer: Written | None) -> Outcome:
     if new and (work.matched_by == LOST_ANSWER or (answer is not None and answer.created)):
         return Outcome.CREATED
     if new:
         return Outcome.ADOPTED
+    before = done_before(run, work) if answer is None else None
+    if before not in (None, Outcome.UNCHANGED):
+        return before
     return Outcome.UPDATED if answer is not None or work.doubtful or work.interrupted else Outcome.UNCHANGED
 
 
@@ -424,6 +439,7 @@ def _linked(
     outcome: Outcome,
 ) -> LinkRow:
     row, target = work.source, work.written or work.target
+    kept = link.claim if flow.recipe.block.children else None  # its children are worked under it
     sides = {flow.source_name: row, flow.target_name: target}
     versions = {name: side.version for name, side in sides.items() if side is not None and side.version}
     times = {name: side.changed_at.isoformat() for name, side in sides.items() if side is not None and side.changed_at}
@@ -433,7 +449,7 @@ def _linked(
         "agreed": agreed,
         "inputs": inputs,
         "gone": link.gone + 1 if work.scope_changed else link.gone,
-        "claim": None,
+        "claim": kept.model_copy(update={"create_by": None}) if kept else None,
         "run_id": run.run_id,
         "event_id": work.event_id,
         "outcome": outcome.value,

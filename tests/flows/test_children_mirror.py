@@ -13,7 +13,7 @@ from sync import items
 from sync.children import removals_of
 from tests.flows.test_children import at_work
 from tests.flows.twins import GROUPS, TwinWorld, new_twin_world
-from tests.flows.world import Stage
+from tests.flows.world import Delivery, Stage
 
 MEMBERS = "sys_user_grmember"
 
@@ -196,6 +196,45 @@ def test_kills_leave_the_members_as_the_source_has_them(twins: TwinWorld) -> Non
                 wrong.append(f"{name} {calls[number]}: {exc}")
 
     assert wrong == [], "\n".join(wrong)
+
+
+def test_what_was_read_earlier_undoes_nothing(twins: TwinWorld) -> None:
+    """A message with the members of a moment ago, worked after an event that brought newer ones, changes nothing."""
+    group, members = mirrored(twins, "ada", "bo")
+    twins.leave(group, members["ada"])
+    twins.advance(60)
+    run = twins.start_again(GROUPS)
+    twins.pump.run(until=lambda: any(each.queue == "items" for each in twins.pump.waiting))
+    listed, twins.pump.waiting = twins.pump.waiting, []
+    assert [each.queue for each in listed if each.queue == "items"] == ["items"]
+    twins.leave(group, members["bo"])
+    twins.join(group, twins.people("cy")["cy"][0])
+
+    twins.send_event(GROUPS, "servicenow.sys_user_group", group, "event-1")
+    twins.pump.run(for_s=30)
+    twins.pump.waiting += listed
+    twins.pump.run()
+
+    assert twins.members("Hardware") == ["cy@acme.example"]
+    assert twins.run_row(run).state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize("call", ["DELETE links", "PUT links", "POST results"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_repeat_after_a_removal_says_that_the_group_was_updated(twins: TwinWorld, call: str, after: bool) -> None:
+    """The worker ends when a member was taken away, before the group's result stands."""
+    group, members = mirrored(twins, "ada", "bo")
+    twins.leave(group, members["ada"])
+
+    def kill_once(delivery: Delivery) -> None:
+        if delivery.queue == "items" and delivery.count == 1:
+            twins.wire.kill_on(call, after=after)
+
+    twins.pump.before = kill_once
+    run = twins.sync_recipe(GROUPS)
+
+    assert twins.members("Hardware") == ["bo@acme.example"]
+    assert run.counts == {"updated": 1}
 
 
 def change_members(twins: TwinWorld, group: str, present: list[str], name: str) -> list[str]:
