@@ -35,6 +35,7 @@ LOG = logging.getLogger(__name__)
 
 SUFFIX = "events"  # of a day's run id
 DELETED = "Delete"
+REPEATED_WITHIN = timedelta(hours=1)  # of midnight: an event may have been worked the day before
 
 
 def work_event(app: App, first: Taken[EventMessage]) -> None:
@@ -101,11 +102,20 @@ def page_of(event_id: str) -> int:
 
 
 def _without_result(app: App, run: RunRow, works: list[Work], repeated: Sequence[bool]) -> list[Work]:
-    """Drop the events that have their result already: repeats of a message, or of the vendor's."""
+    """Drop the events that have their result already: repeats of a message, or of the vendor's.
+
+    One of the first hour may have its result in the run of the day before.
+    """
     asked = [work for work, again_ in zip(works, repeated, strict=True) if again_]
-    keys = [(f"{run.run_id}!{work.page:06d}", key_text(work.event_id)) for work in asked]
-    stored = app.tables.get_many(ResultRow, keys)
-    done = {id(work) for work, result in zip(asked, stored, strict=True) if result is not None}
+    midnight = run.since or run.created_at
+    early = app.now() - midnight < REPEATED_WITHIN
+    days = [(run.run_id, asked), (day_id(app, run.recipe, midnight - timedelta(hours=1)), works if early else asked)]
+    done = set()
+    for run_id, some in days:
+        stored = app.tables.get_many(
+            ResultRow, [(f"{run_id}!{work.page:06d}", key_text(work.event_id)) for work in some]
+        )
+        done |= {id(work) for work, result in zip(some, stored, strict=True) if result is not None}
     return [work for work in works if id(work) not in done]
 
 

@@ -156,7 +156,7 @@ def _check_readable(row: Row) -> None:
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Find the links of a batch, unless nothing can be linked yet."""
     unlooked = [work for work in works if work.open and not work.linked]
-    if not run.first_run or flow.shared:
+    if not run.first_run or flow.shared or run.preview:  # who writes nothing meets no link that an event made meanwhile
         found = links.find_links(flow, [work.key for work in unlooked])
         for work in unlooked:
             work.link = found[work.key]

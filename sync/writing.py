@@ -299,7 +299,9 @@ def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) ->
 def _has_moved(flow: Flow, work: Work, noted: IdentityRow) -> bool:
     """Tell whether the record that a value is noted for has another by now: a death may have left the note behind."""
     link = links.find_links(flow, [noted.link_key])[noted.link_key]
-    if link is None or link.claim is not None or links.target_key(flow, link) != noted.key:
+    if link is None:
+        return True  # it was unlinked
+    if link.claim is not None or links.target_key(flow, link) != noted.key:
         return False
     for name in flow.recipe.block.first_match:
         digest = link.agreed.get(agreed_name(flow.target_name, name), "").lstrip(NOT_OURS + NOT_SHOWN)

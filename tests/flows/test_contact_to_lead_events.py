@@ -263,6 +263,27 @@ def test_late_event_belongs_to_the_day_it_is_worked(berlin: ContactWorld) -> Non
     assert world.run_row(yesterday).state is RunState.COMPLETED
 
 
+def test_event_that_comes_again_after_midnight_has_one_result(berlin: ContactWorld) -> None:
+    """What was worked the day before is not worked again, whether the vendor or the queue repeats it."""
+    world = berlin
+    world.advance_to(datetime(2026, 3, 10, 22, 59, tzinfo=UTC))
+    contact = world.contact(EMAIL)
+    operation = "00000000-0000-4000-8000-000000000001"
+    event_id = world.hook("contact", contact, "Create", operation)
+    world.pump.run()
+    (delivery,) = (each for each in world.pump.done if each.queue == "events")
+
+    world.advance_to(datetime(2026, 3, 10, 23, 5, tzinfo=UTC))
+    world.hook("contact", contact, "Create", operation)
+    world.pump.run(for_s=60)
+    world.advance_to(datetime(2026, 3, 11, 5, 0, tzinfo=UTC))
+    world.pump.waiting.append(delivery)
+    world.pump.run(for_s=60)
+
+    assert list(world.events()) == [event_id]
+    assert world.event(event_id).outcome is Outcome.CREATED
+
+
 def test_event_that_waits_over_midnight_keeps_its_count(berlin: ContactWorld) -> None:
     """One that found Marketo out of order before midnight ends in the next day's run, once."""
     world = berlin
@@ -540,3 +561,19 @@ def test_sweep_after_all_is_quiet(contact_world: ContactWorld) -> None:
 
     assert run.counts == {"unchanged": len(ids)}
     assert world.marketo_calls() == {}
+
+
+def test_preview_sees_what_an_event_linked_after_its_start(contact_world: ContactWorld) -> None:
+    """A recipe's first preview does not promise to create what exists by now."""
+    world = contact_world
+    contact = world.contact(EMAIL)
+    world.advance(60)
+    run = world.start("all", preview=True)
+    world.hook("contact", contact, "Create")
+    world.pump._take()
+    (event,) = (each for each in world.pump.waiting if each.queue == "events")
+    world.pump.deliver(event)
+
+    world.pump.run()
+
+    assert world.results(run)[contact].outcome is Outcome.UNCHANGED

@@ -8,6 +8,7 @@ from shared.errors import ConfigError, MappingError
 from shared.state.rows import MailState, Outcome, RunRow, RunState
 from sync import repairs, views
 from sync.app import build_app
+from tests.flows.contacts import ContactWorld
 from tests.flows.world import RECIPIENT, World
 
 
@@ -168,3 +169,19 @@ def test_webhook_of_a_system_that_sends_none_is_refused(world: World) -> None:
 
     with pytest.raises(ConfigError, match="cannot be a sender"):
         build_app(world.settings, world._folder)
+
+
+def test_email_of_an_unlinked_contact_is_free(contact_world: ContactWorld) -> None:
+    """Once a contact whose lead was deleted is unlinked, another contact with its email gets a lead of its own."""
+    world, email = contact_world, "ana@customer.example"
+    first = world.contact(email)
+    world.send("contact", first, "Create")
+    world.marketo.delete("leads", world.lead(email)["id"])
+    world.edit("contact", first, jobtitle="Buyer")
+    failed = world.send("contact", first)
+
+    repairs.unlink_missing(world.app, world.run_row(failed.run_id), "operator", [first])
+    second = world.send("contact", world.contact(email), "Create")
+
+    assert (failed.reason, second.outcome) == ("target_missing", Outcome.CREATED)
+    assert len(world.leads()) == 1
