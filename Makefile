@@ -69,7 +69,7 @@ faults: $(DEV_READY)
 	@$(BIN)/python -m faults.sweep --write $(ARGS)
 
 bench: $(RUN_READY)
-	@$(BIN)/python -m benchmarks.cases $(ARGS)
+	@$(BIN)/python -m benchmarks.suite $(ARGS)
 
 # -- lock files: the deployed app, with the sandbox, with the development tools; versions agree over all three ------------
 

@@ -6,7 +6,8 @@ every combination is a row. How things are counted:
 - vendor calls: by the stub, from the start of the run to its end, schema calls and sign-in apart;
 - storage operations: requests in the emulator's access log in the same time, whoever sent them: workers and the host's
   queue listeners, the polls of empty queues included;
-- CPU: user and system time of the workers alone, from /proc; memory: the largest VmHWM of a worker;
+- CPU: user and system time of the workers alone, from /proc, and apart of host, emulator and stub; memory: the largest
+  VmHWM of a worker;
 - a run over a few other cases comes first, so that every worker knows the schemas: its first write is `cold s`;
 - cases/s: over the time from the HTTP start to the last write's answer, and to the end of the run.
 """
@@ -16,25 +17,23 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import certifi
 
 from benchmarks.capture import RECIPE, capture
+from benchmarks.report import LEAST_STUB, RESULTS, ROOT, Json, median_of, report
 from benchmarks.stub import WARM_UP
 from sandbox.azurite import Azurite
 from sandbox.certificates import make_certificates
@@ -47,14 +46,10 @@ from sandbox.simulator import serve_in_thread
 from shared.connections import Dynamics365Connection
 
 LANES = {"single": "page_size", "bulk": "bulk_page_size"}
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "completed_with_failures")
-LEAST_STUB = 3_000  # requests/s; below that the stub, not the product, is measured
 PAGE_SIZES = {lane: Dynamics365Connection.model_fields[name].default for lane, name in LANES.items()}
 CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 ACCESS = re.compile(r'"(\w+) /\w+/([\w$-]+)?(/messages|\()?')
-Json = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +78,7 @@ class Stub:
             [*command, "--ready-fd", str(theirs), "--parent", str(os.getpid())], cwd=ROOT, pass_fds=(theirs,)
         )
         os.close(theirs)
+        self.pid = self._process.pid
         with os.fdopen(ready) as stream:
             self.url = f"http://localhost:{stream.read()}"
 
@@ -145,7 +141,7 @@ class Bench:
 
     def measure(self, setup: Setup, profile: Path | None) -> Json:
         """Run one row and return its numbers."""
-        log = self.folder / "access.log"
+        log, load = self.folder / "access.log", os.getloadavg()[0]
         with Stub(self.captured, setup.cases) as stub, Azurite(access_log=log) as storage:
             sustained = measure_stub(stub)
             stub.ask(f"latency/{setup.latency_ms}")
@@ -161,14 +157,16 @@ class Bench:
                 if setup.mode == "changed":
                     stub.ask("touch")
                 stub.ask("clear")
-                before, skip = _usage(host), log.stat().st_size
+                others = {"host": host.pid, "azurite": storage.pid, "stub": stub.pid}
+                before, skip = _usage(host, others), log.stat().st_size
                 started_at = time.time()
                 run = _run(host, setup.cases)
-                after, counted = _usage(host), stub.ask("counts")
+                after, counted = _usage(host, others), stub.ask("counts")
                 operations = _count_storage(log, skip)
                 troubles = [line for line in host.lines if "ERROR" in line or "WARNING" in line]
         return _numbers(setup, run, started_at, before, after, counted, operations, bare, sustained, troubles) | {
-            "cold_first_write_s": cold_s
+            "cold_first_write_s": cold_s,
+            "load_before": load,
         }
 
     def _env(self, setup: Setup, stub: Stub, storage: Azurite) -> dict[str, str]:
@@ -218,15 +216,19 @@ def _get(url: str) -> Json:
         return dict(json.load(answer))
 
 
-def _usage(host: Host) -> dict[str, float]:
-    """Return the workers' CPU seconds and the largest memory peak, in MB."""
-    cpu_s, peak_mb = 0.0, 0.0
-    for pid in host.state()["workers"]:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        cpu_s += (int(fields[11]) + int(fields[12])) / CLOCK_HZ
+def _usage(host: Host, others: Mapping[str, int | None]) -> Json:
+    """Return the CPU seconds of each worker and of what runs beside them, and the largest memory peak, in MB."""
+    pids, peak_mb = host.state()["workers"], 0.0
+    for pid in pids:
         status = Path(f"/proc/{pid}/status").read_text()
         peak_mb = max(peak_mb, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)  # type: ignore[index]  # Linux has it
-    return {"cpu_s": cpu_s, "peak_mb": peak_mb}
+    beside = {f"{name}_cpu_s": _cpu_s(pid) for name, pid in others.items() if pid}
+    return {"worker_cpu_s": [_cpu_s(pid) for pid in pids], "peak_mb": peak_mb} | beside
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_HZ
 
 
 def _count_storage(log: Path, skip: int) -> Counter[str]:
@@ -261,6 +263,8 @@ def _numbers(
     write_s = counted["last_write_at"] + setup.latency_ms / 1000 - started_at if counted["last_write_at"] else end_s
     work = {name: count for name, count in calls.items() if "schema" not in name and "sign-in" not in name}
     bare_rate = bare["cases"] / bare["seconds"]
+    beside = {name: after[name] - before[name] for name in ("host_cpu_s", "azurite_cpu_s", "stub_cpu_s")}
+    worker_cpu_s = [end - start for start, end in zip(before["worker_cpu_s"], after["worker_cpu_s"], strict=True)]
     return dataclasses.asdict(setup) | {
         "cases_per_s": cases / write_s,
         "cases_per_s_to_end": cases / end_s,
@@ -271,7 +275,10 @@ def _numbers(
         "servicenow_calls": sum(count for name, count in work.items() if name.startswith("servicenow")) / cases,
         "dynamics365_calls": sum(count for name, count in work.items() if name.startswith("dynamics365")),
         "storage_operations": operations.total() / cases,
-        "cpu_ms": 1000 * (after["cpu_s"] - before["cpu_s"]) / cases,
+        "cpu_ms": 1000 * sum(worker_cpu_s) / cases,
+        "worker_cpu_s": worker_cpu_s,
+        "beside_cpu_ms": 1000 * sum(beside.values()) / cases,
+        **beside,
         "peak_mb": after["peak_mb"],
         "most_in_flight": counted["most_in_flight"],
         "stub_per_s": sustained,
@@ -296,72 +303,9 @@ def _profiled_app(folder: Path, profile: Path) -> Path:
     return app
 
 
-# -- the table ------------------------------------------------------------------------------------------------------------
-
-COLUMNS = (
-    ("mode", "mode", "{}"),
-    ("lane", "lane", "{}"),
-    ("cases", "cases", "{}"),
-    ("latency_ms", "latency ms", "{:g}"),
-    ("workers", "workers", "{}"),
-    ("cap", "cap", "{}"),
-    ("page_size", "page", "{}"),
-    ("cases_per_s", "cases/s", "{:.1f}"),
-    ("cases_per_s_to_end", "to the end", "{:.1f}"),
-    ("bare_cases_per_s", "bare/s", "{:.0f}"),
-    ("ratio_to_bare", "ratio", "{:.0%}"),
-    ("first_write_s", "first s", "{:.2f}"),
-    ("cold_first_write_s", "cold s", "{:.2f}"),
-    ("servicenow_calls", "SN calls/case", "{:.3f}"),
-    ("dynamics365_calls", "D365 calls", "{}"),
-    ("storage_operations", "storage/case", "{:.2f}"),
-    ("cpu_ms", "CPU ms/case", "{:.1f}"),
-    ("peak_mb", "peak MB", "{:.0f}"),
-    ("most_in_flight", "in flight", "{}"),
-    ("stub_per_s", "stub/s", "{:.0f}"),
-)
-
-
-def write_table(rows: list[Json]) -> str:
-    """Return the rows as a table."""
-    cells = [[title for _, title, _ in COLUMNS]]
-    cells += [[form.format(row[name]) if row[name] is not None else "-" for name, _, form in COLUMNS] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
-    void = [f"void: the stub sustains less than {LEAST_STUB}/s" for row in rows if not row["valid"]]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *void[:1]])
-
-
-def median_of(rows: list[Json]) -> Json:
-    """Return the median of each number over repeated rows."""
-    first = rows[0]
-    numbers = {
-        name: statistics.median(values)
-        for name, value in first.items()
-        if isinstance(value, float) and None not in (values := [row[name] for row in rows])
-    }
-    return first | numbers | {"repeats": len(rows)}
-
-
-def machine() -> Json:
-    """Say where and with what this was measured."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = ("azure-functions", "azure-data-tables", "azure-storage-queue", "requests", "pydantic", "aiohttp")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    azurite = json.loads((ROOT / "node_modules" / "azurite" / "package.json").read_text())["version"]
-    return {
-        "processor": models[0].partition(":")[2].strip() if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages} | {"azurite": azurite},
-        "commit": commit,
-    }
-
-
 @contextmanager
-def _bench() -> Iterator[Bench]:
+def bench() -> Iterator[Bench]:
+    """Return what all rows share, for as long as they are measured."""
     with tempfile.TemporaryDirectory(prefix="concord-bench-") as folder, ExitStack() as stack:
         yield Bench(Path(folder), stack)
 
@@ -391,22 +335,14 @@ def main() -> int:
         [int(text) for text in options.page_size.split(",")],
     ]
     rows = []
-    with _bench() as bench:
+    with bench() as shared:
         for combination in itertools.product(*lists):
             setup = Setup(*combination)
             if not setup.page_size:
                 setup = dataclasses.replace(setup, page_size=PAGE_SIZES[setup.lane])
             print(f"{setup}", file=sys.stderr, flush=True)
-            rows.append(median_of([bench.measure(setup, options.profile) for _ in range(options.repeat)]))
-    facts = machine()
-    print(write_table(rows))
-    print(", ".join(f"{name} {value}" for name, value in facts.items() if name != "packages"))
-    print(", ".join(f"{name} {value}" for name, value in facts["packages"].items()))
-    if not options.no_file:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}.json"
-        path.write_text(json.dumps({"machine": facts, "command": sys.argv[1:], "rows": rows}, indent=1) + "\n")
-        print(f"written to {path.relative_to(ROOT)}")
+            rows.append(median_of([shared.measure(setup, options.profile) for _ in range(options.repeat)]))
+    report(rows, sys.argv[1:], None if options.no_file else RESULTS)
     return 0
 
 

@@ -24,7 +24,8 @@ from sandbox.processes import tie_to_parent
 
 TABLE = "/api/now/table/"
 CASES = "/api/data/v9.2/incidents"
-WARM_UP = 64  # further cases, listed alone by a run that only makes the workers ready
+WARM_UP = 64  # further cases, listed alone by a run that only makes the workers ready …
+WARM_UP_PAGE = 4  # … in pages so small that each worker gets some
 USERS = 200  # contacts, and owners a tenth of it: all of them are known to ServiceNow
 STATUS_TEXT = {200: b"200 OK", 201: b"201 Created", 404: b"404 Not Found"}
 Json = dict[str, Any]
@@ -43,6 +44,7 @@ class Vendors:
         made = [_make_case(captured["case"], number, self.users) for number in range(cases + WARM_UP)]
         self.case_index = {case["incidentid"]: case for case in made}
         self.cases, self.others = made[:cases], made[cases:]
+        self.warming = False
         self.incidents: dict[str, Json] = {}
         self.by_field: dict[tuple[str, str], list[Json]] = {}
         self._date_s, self._date = 0, b""
@@ -86,7 +88,7 @@ class Vendors:
             wanted = [word.strip("()'") for word in text.split() if word.count("-") == 4]
             return _dump({"value": [self.case_index[key] for key in wanted if key in self.case_index]})
         start = int(options.get("$skiptoken", "0"))
-        size = int(_header(headers, b"odata.maxpagesize=", b"\r") or b"5000")
+        size = WARM_UP_PAGE if self.warming else int(_header(headers, b"odata.maxpagesize=", b"\r") or b"5000")
         answer: Json = {"value": self.cases[start : start + size]}
         if start + size < len(self.cases):
             host = (_header(headers, b"Host: ", b"\r") or b"").decode()
@@ -158,7 +160,7 @@ class Vendors:
         if name == "touch":
             self.touch()
         elif name == "swap":  # lists the cases for the warm-up instead of the others, and back
-            self.cases, self.others = self.others, self.cases
+            self.cases, self.others, self.warming = self.others, self.cases, not self.warming
         elif name == "latency":
             self.latency_s = float(argument) / 1000
         elif name == "clear":
