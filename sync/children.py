@@ -15,6 +15,7 @@ from functools import partial
 
 from shared.clients.system import Row, Write
 from shared.errors import AccessError, MappingError, RateLimitedError, RejectedError, SyncError
+from shared.markers import LEAST_ID_CHARS, carries
 from shared.state.rows import ItemModel, LinkRow, Outcome, RunRow
 from shared.state.storage import SideBySide
 from sync import bulk, links, outcomes
@@ -60,7 +61,8 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     look_at(flow, run, keeping)
     for inner, families in kinds(flow, keeping):
         for family in families:
-            _hold_back(family)
+            if family.in_making:
+                each(family.works, partial(_hold_back, inner, family))
         due = _open(families)
         prepare(inner, run, due, create_references=True)
         each(due, partial(_spare_closed, inner))
@@ -190,7 +192,7 @@ def _family(flow: Flow, inner: Flow, work: Work, stored: Sequence[LinkRow]) -> F
         ],
         stale=[row for key, row in linked.items() if key not in rows and (block.from_ or key in there)],
         mirrored=block.write is WriteMode.MIRROR,
-        waits=any(not row.other_key and row.side != inner.source_name for row in stored),
+        in_making=[row for row in stored if not row.other_key and row.side != inner.source_name],
         siblings=siblings,
         owner=work.owner,
     )
@@ -217,11 +219,27 @@ def _check_mapped(work: Work) -> None:
 # -- writing ------------------------------------------------------------------------------------------------------------
 
 
-def _hold_back(family: Family) -> None:
-    """Let new children wait while one from the other side is being made, or may have been: they may be its echo."""
-    for child in family.works if family.waits else ():
-        if child.open and child.link is not None and not child.link.etag:
-            child.error = RateLimitedError(
+def _hold_back(inner: Flow, family: Family, child: Work) -> None:
+    """Let a new child wait while one from the other side is being made, or may have been: it may be the echo of that one.
+
+    The echo of what is only added carries the other one's id. It settles a doubt that nobody is at work on any more.
+    Raises RateLimitedError `claim_held`.
+    """
+    if child.link is None or child.link.etag:
+        return
+    marked = inner.source_type().only_added
+    for origin in family.in_making:
+        known = marked and len(origin.key) > LEAST_ID_CHARS  # a shorter id could stand in any text
+        echoes = known and any(
+            isinstance(text, str) and carries(text, origin.key) for text in child.source.fields.values()
+        )
+        if echoes and (origin.claim is None or origin.claim.until <= inner.now()):
+            child.link = links.store(inner, origin.model_copy(update={"other_key": child.key, "claim": None}))
+            child.end(Outcome.UNCHANGED)
+            family.in_making.remove(origin)
+            return
+        if echoes or not known:
+            raise RateLimitedError(
                 "A record of the other side is being made here; this one waits until it is known which.",
                 code="claim_held",
                 retry_after_s=CLAIM_WAIT_S,

@@ -121,7 +121,7 @@ class Family:
     works: list[Work]  # of the children that the source has
     stale: list[LinkRow]  # of those that it no longer has
     mirrored: bool  # what it no longer has is taken away
-    waits: bool  # a child from the other side is being made, and may be one of these
+    in_making: list[LinkRow]  # of children from the other side, which may be among these
     siblings: Siblings
     owner: str  # of claims, as the record's own
     removed: int = 0

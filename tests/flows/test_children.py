@@ -219,6 +219,25 @@ def test_a_comment_in_doubt_is_not_sent_back(twins: TwinWorld) -> None:
     assert texts(twins.entries(twins.vendor, there)) == ["One"]
 
 
+def test_a_comment_that_stays_in_doubt_stops_no_other_one(twins: TwinWorld) -> None:
+    """Its sync has failed for good: new comments of the other side arrive, and its echo is known for what it is."""
+    sys_id, there = synced(twins)
+    twins.write_entry(twins.servicenow, sys_id, "One")
+    twins.vendor.add_fault(kind=FaultKind.RESET_AFTER, **ENTRY)
+    twins.change_settings(max_attempts=1)
+    assert twins.sync_recipe(OUT).counts == {"failed": 1}
+    twins.write_entry(twins.vendor, there, "Reply", by="vic")
+
+    back = twins.sync_recipe(BACK)
+
+    assert texts(twins.entries(twins.servicenow, sys_id)) == ["One", "Reply"]
+    assert (back.state, back.counts) == (RunState.COMPLETED, {"updated": 1})
+    twins.both_ways()
+    assert texts(twins.entries(twins.servicenow, sys_id)) == ["One", "Reply"]
+    assert texts(twins.entries(twins.vendor, there)) == ["One", "Reply"]
+    assert all(link.other_key and link.claim is None for link in twins.child_links())
+
+
 def test_a_refused_comment_fails_its_record_and_no_sibling(twins: TwinWorld) -> None:
     """The failure says which child and why; the others are written, and a retry writes only what is missing."""
     sys_id, there = synced(twins)
