@@ -146,7 +146,9 @@ def _check_block(
         if rule.find:
             yield from _check_block((*here, "find"), rule.find, recipe, describe, rule.find.record)
     for index, child in enumerate(block.children):
-        yield from _check_block((*location, "children", index), child, recipe, describe, f"{record_name}.{child.record}")
+        yield from _check_block(
+            (*location, "children", index), child, recipe, describe, f"{record_name}.{child.record}"
+        )
 
 
 def _check_match(location: Location, block: Block, record: RecordType) -> Iterator[_Finding]:
