@@ -131,7 +131,10 @@ def _one_each(works: Sequence[Work]) -> list[list[Work]]:
 
 
 def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Sequence[Taken[EventMessage]]) -> None:
-    """Store results, and send again what has to wait."""
+    """Store results, and send again what has to wait.
+
+    What failed is kept as open before its result is there: a repeat finds the result and does nothing any more.
+    """
     by_event = {taken.message.event_id: taken for taken in events}
     for work in works:
         later = outcomes.settle_error(flow, work)
@@ -147,8 +150,8 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
             )
             app.queues.send(message, delay_s=later.delay_s)
     results = [outcomes.result_of(flow, run, work) for work in works if work.outcome is not None]
-    store_results(flow, results)
     runs.keep_open(app, run, results)
+    store_results(flow, results)
 
 
 # -- the day's run ------------------------------------------------------------------------------------------------

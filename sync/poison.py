@@ -5,6 +5,7 @@ and deletes, also what is not ours. Only when our own storage refuses does it ra
 and comes back when its lease ends, so that a record is never lost for want of a place to write its failure to.
 """
 
+import contextlib
 import logging
 
 from shared.errors import ConfigError, MappingError, StateError
@@ -93,11 +94,11 @@ def _bury_event(app: App, body: str) -> None:
         ended_at=app.now(),
     )
     _count(app, message.QUEUE, run, 1, result.reason)
-    try:
-        app.tables.insert(result)
-    except RowExistsError:
+    if app.tables.get(ResultRow, result.partition_key, result.row_key) is not None:
         return
     runs.keep_open(app, run, [result])
+    with contextlib.suppress(RowExistsError):
+        app.tables.insert(result)
 
 
 def _bury_page(app: App, body: str) -> None:

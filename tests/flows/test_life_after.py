@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from shared.state.rows import (
+    EventMessage,
     MailState,
     Outcome,
     RunKind,
@@ -14,8 +15,9 @@ from shared.state.rows import (
     SlotRow,
 )
 from sync import repairs, runs
+from sync.messages import on_poison
 from tests.flows.contacts import ContactWorld
-from tests.flows.world import RECIPE, World, store_run
+from tests.flows.world import RECIPE, Killed, World, store_run
 
 # -- ended stays ended ----------------------------------------------------------------------------------------------
 
@@ -133,3 +135,45 @@ def test_second_event_of_an_equal_version_is_no_second_creation(contact_world: C
     outcomes = [world.send("contact", contact, message).outcome for message in ("Create", "Update")]
 
     assert outcomes == [Outcome.CREATED, Outcome.UNCHANGED]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("table", ["open", "results"])
+def test_failed_event_is_taken_along_whenever_its_worker_died(
+    contact_world: ContactWorld, table: str, after: bool
+) -> None:
+    """A death between an event's result and the list of open records must not leave the record off the list."""
+    world = contact_world
+    contact = world.contact(None)
+    world.hook("contact", contact, "Create")
+    world.wire.kill_on(f"storage (PUT|PATCH|POST) {table}", after=after)
+
+    world.pump.run()
+
+    assert world.pump.kills == 1
+    assert [row.outcome for row in world.events().values()] == ["failed"]
+    assert world.open_keys() == [contact]
+
+
+@pytest.mark.parametrize("table", ["open", "results"])
+def test_buried_event_is_taken_along_whenever_its_worker_died(contact_world: ContactWorld, table: str) -> None:
+    """The same holds for an event that killed its workers: its failure is noted when the poison message comes again."""
+    world = contact_world
+    contact = world.contact("ana@customer.example")
+    message = EventMessage(
+        recipe=world.recipe,
+        record="dynamics365.contact",
+        event_id=f"op:{contact}:Create",
+        key=contact,
+        name="Create",
+        received_at=world.now(),
+    ).model_dump_json()
+    world.wire.kill_on(f"storage (PUT|PATCH|POST) {table}", after=True)
+    with pytest.raises(Killed):
+        on_poison(world.app, "events", message.encode())
+    world.restart()
+
+    on_poison(world.app, "events", message.encode())
+
+    assert [row.reason for row in world.events().values()] == ["worker_died"]
+    assert world.open_keys() == [contact]
