@@ -135,6 +135,7 @@ def state_of_cases(scene: Scene, run: RunRow) -> Facts:
     links = {
         link.key: (of_case.get(link.key) == link.other_key, link.claim is None, link.gone, sorted(link.agreed))
         for link in scene.links()
+        if link.other_key
     }
     made = sorted({people.get(entry["key"], "?") for row in results.values() for entry in row.created_references})
     return {
@@ -229,7 +230,7 @@ def _without_order(scene: Scene, facts: Facts) -> Facts:
     return facts | {
         "run": (*facts["run"][:4], dict(counts)),
         "rivals": sorted(made),
-        "rival links": sum(bool(link[0]) for name, link in links.items() if name.split()[-1] in rivals),
+        "rival links": sum(name.split()[-1] in rivals for name in links),
         "results": {key: result for key, result in results.items() if key not in rivals},
         "links": {name: link for name, link in links.items() if name.split()[-1] not in rivals},
         "leads": {name: row if name not in shared else {"email": name} for name, row in facts["leads"].items()},
@@ -296,6 +297,7 @@ def _state_of_leads(scene: Scene, run: RunRow) -> Facts:
     links = {
         f"{link.side} {link.key}": (by_id.get(link.other_key, link.other_key), link.claim is None, sorted(link.agreed))
         for link in scene.links()
+        if link.other_key  # else a claim that is over, of a record that failed
     }
     return {
         **_of_run(scene, run, results, wrong),
