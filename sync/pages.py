@@ -8,6 +8,7 @@ is one message.
 import contextlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 from shared import attempt
@@ -193,15 +194,16 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
     changed = Changed(run.since, run.until, when)
     record, paths = flow.recipe.source.record, flow.recipe.read_paths()
     in_bulk = run.kind is RunKind.BACKFILL or app.settings.bulk_above == 0  # the same for all pages of a run
+    fetch_page = partial(flow.source.fetch_page, record, paths, in_bulk=in_bulk, fill=flow.target.writes_together)
     try:
-        listed = flow.source.fetch_page(record, paths, changed, message.link or None, in_bulk=in_bulk)
+        listed = fetch_page(changed, message.link or None)
     except RejectedError as exc:
         before = app.tables.get(PageRow, run.run_id, f"{number - 1:06d}") if number else None
         if exc.code != "page_expired" or before is None or before.reached_at is None:
             raise
         LOG.info("page link expired; listing goes on from the last record's change time")
         changed = Changed(before.reached_at, run.until, when)
-        listed = flow.source.fetch_page(record, paths, changed, None, in_bulk=in_bulk)
+        listed = fetch_page(changed, None)
     takes_along = listed.next is None and bool(runs.open_keys(app, run))
     listed_before = _shared_keys(app, run, number, listed.rows)
     page = PageRow(

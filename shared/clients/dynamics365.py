@@ -140,9 +140,9 @@ class Dynamics365:
         return date
 
     def fetch_page(
-        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False
+        self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False, fill: int = 1
     ) -> Page:
-        table, size = self._table(record), self._bulk_page_size if in_bulk else self._page_size
+        table, size = self._table(record), max(self._bulk_page_size, fill) if in_bulk else self._page_size
         places = {path: self._place(table, path) for path in {*paths, *changed.when}}
         if page is None:
             text = join_filters([build_window(changed), build_condition(places, changed.when)])
