@@ -452,10 +452,13 @@ def _base_port(text: str) -> int:
 
 
 def stop_on_signals() -> None:
-    """End the running task in good order on SIGTERM and when the terminal is closed; Ctrl-C does so by itself."""
+    """End the running task in good order on Ctrl-C, SIGTERM and when the terminal is closed.
+
+    Ctrl-C too: a shell starts what runs in its background with that signal ignored.
+    """
     task = asyncio.current_task()
     if task is not None:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
