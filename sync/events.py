@@ -5,9 +5,11 @@ it is worked. A result is keyed by its event's id, so a repeat changes nothing. 
 takes more of them along and works them together: every event keeps its own result, its own claims and its own retry.
 """
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from datetime import datetime, time, timedelta
 
 from shared import attempt
@@ -35,14 +37,34 @@ LOG = logging.getLogger(__name__)
 
 SUFFIX = "events"  # of a day's run id
 DELETED = "Delete"
+TURNS = threading.BoundedSemaphore(2)  # of a process
+TURN_WAIT_S = 10.0
 REPEATED_WITHIN = timedelta(hours=1)  # of midnight: an event may have been worked the day before
 
 
 def work_event(app: App, first: Taken[EventMessage]) -> None:
     """Work an event, and those that wait behind it.
 
-    One whose worker died may be what killed it: it takes nobody along, and is worked alone after those it came with.
+    A process works few lots at a time: what comes meanwhile stays in the queue, and the next lot takes it along. One
+    whose worker died may be what killed it: it takes nobody along, and is worked alone after those it came with.
     """
+    turn = contextlib.nullcontext() if app.settings.events_together == 1 else _turn()
+    with turn:
+        _work_lot(app, first)
+
+
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """Wait for one of the process's turns; not for long, as a slow system's events must not keep the others waiting."""
+    taken = TURNS.acquire(timeout=min(TURN_WAIT_S, max(0.0, attempt.current().left_s() / 4)))
+    try:
+        yield
+    finally:
+        if taken:
+            TURNS.release()
+
+
+def _work_lot(app: App, first: Taken[EventMessage]) -> None:
     died = first.dequeue_count > 1
     waiting = (
         [] if died else app.queues.take_more(EventMessage, app.settings.events_together - 1, app.settings.queue_lease_s)

@@ -1,5 +1,6 @@
 """Webhook events: repeats, any order, edits in between, the day's run, its digest, and events that wait together."""
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from sandbox import dynamics365_render
-from shared.state.rows import Outcome, RunState
+from shared.state.queues import parse
+from shared.state.rows import EventMessage, Outcome, RunState
+from sync import events
 from sync.app import App
 from tests.flows.contacts import ACCOUNTS, CONTACTS, ContactWorld, new_contact_world
 from tests.flows.world import NOW, Delivery, Stage
@@ -363,6 +366,45 @@ def test_burst_takes_few_calls(contact_world: ContactWorld) -> None:
     assert [world.event(event_id).outcome for event_id in ids] == ["created"] * 300
     assert len(world.leads()) == 301
     assert len(world.companies()) == 30
+
+
+def test_event_that_waits_for_its_turn_takes_along_what_came_meanwhile(contact_world: ContactWorld) -> None:
+    """A busy process does not start small lots side by side: the next one is the larger, and Marketo's calls are fewer."""
+    world = contact_world
+    world.send("contact", world.contact("first@customer.example"), "Create")  # the schemas are known
+    world.forget_journal()
+    world.hook("contact", world.contact("early@customer.example"), "Create")
+    world.pump._take()
+    delivery = world.pump._next()
+    with events.TURNS, events.TURNS:
+        worker = threading.Thread(target=world.pump.deliver, args=(delivery,))
+        worker.start()
+        _, later = _burst(world, 4, 1)
+        world.pump._take()
+
+    worker.join()
+
+    assert world.marketo_calls()["write leads"] == 1
+    assert len(world.leads()) == 6
+    assert set(later) <= set(world.events())
+
+
+def test_message_of_a_burst_ends_after_its_result(contact_world: ContactWorld) -> None:
+    """What was taken along is deleted only when its own result is stored; the first one is the host's to end."""
+    world = contact_world
+    _, ids = _burst(world, 6, 2)
+    end, stored = world.pump.end, []
+
+    def end_and_note(message_id: str) -> None:
+        [body] = [each.body for each in world.pump.waiting if each.id == message_id]
+        stored.append(parse(EventMessage, body).event_id in world.events())
+        end(message_id)
+
+    world.pump.end = end_and_note  # type: ignore[method-assign]
+    world.pump.run()
+
+    assert stored == [True] * (len(ids) - 1)
+    assert set(ids) <= set(world.events())
 
 
 def test_bad_record_of_a_burst_stays_alone(contact_world: ContactWorld) -> None:
