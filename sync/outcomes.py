@@ -80,7 +80,8 @@ def again_of(flow: Flow, work: Work) -> Again | None:
         case RateLimitedError():
             return Again(max(1.0, error.retry_after_s), False, error.code, error.message)
         case AmbiguousWriteError():
-            return Again(flow.target.transaction_s + 1, True, error.code, error.message)
+            down = error.connection if error.status in OUTAGE_STATUSES else ""
+            return Again(flow.target.transaction_s + 1, True, error.code, error.message, down)
         case TransientError() if error.status in OUTAGE_STATUSES:
             return Again(
                 _growing_wait_s(flow, work, FIRST_DELAY_S, LONGEST_DELAY_S),
