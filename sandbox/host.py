@@ -80,17 +80,22 @@ async def _host(options: argparse.Namespace, env: dict[str, str], config: HostCo
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: os._exit(130) if stop.is_set() else stop.set())
     pool = WorkerPool(options.app_dir, env, _count_workers(options.workers, env), config.function_timeout)
+    http_pool = pool
+    if options.http_workers:
+        http_pool = WorkerPool(options.app_dir, env, options.http_workers, config.function_timeout)
+    pools = list(dict.fromkeys((pool, http_pool)))
     listeners: list[QueueListener] = []
     timers: list[asyncio.Task[None]] = []
     with _port(options.address, options.port) as listening:
         try:
-            functions = await asyncio.to_thread(pool.start)
+            functions, *_ = await asyncio.gather(*(asyncio.to_thread(each.start) for each in pools))
             listeners = _build_listeners(functions, env, config, options.queue_lease_s, pool)
             due = _build_timers(functions, env, options.status_dir, pool)
             routes = [build_route(f, config.extensions.http.route_prefix) for f in _having(functions, "httpTrigger")]
             frontend = HttpFrontend(
                 functions,
                 routes,
+                http_pool.invoke,
                 pool.invoke,
                 lambda: _state(pool, listeners),
                 options.enforce_keys,
@@ -108,9 +113,10 @@ async def _host(options: argparse.Namespace, env: dict[str, str], config: HostCo
             timers = [asyncio.create_task(timer.run()) for timer in due]
             _tell_ready(options.ready_fd, url, pool)
             await stop.wait()
-            await _drain(runner, listeners, timers, pool, options.stop_wait_s)
+            await _drain(runner, listeners, timers, pools, options.stop_wait_s)
         finally:
-            await asyncio.to_thread(pool.stop)
+            for each in pools:
+                await asyncio.to_thread(each.stop)
     for listener in listeners:
         listener.join()
     return 0
@@ -120,23 +126,27 @@ async def _drain(
     runner: web.AppRunner,
     listeners: list[QueueListener],
     timers: list["asyncio.Task[None]"],
-    pool: WorkerPool,
+    pools: list[WorkerPool],
     wait_s: float,
 ) -> None:
-    log.info("stopping: %d invocations may take up to %.0f s to finish", pool.running(), wait_s)
+    def running() -> int:
+        return sum(pool.running() for pool in pools)
+
+    log.info("stopping: %d invocations may take up to %.0f s to finish", running(), wait_s)
     deadline = time.monotonic() + wait_s
     for listener in listeners:
         listener.stop_polling()
     closing = asyncio.create_task(runner.cleanup())
     for timer in timers:
         timer.cancel()
-    while time.monotonic() < deadline and (pool.running() or any(listener.in_flight for listener in listeners)):
+    while time.monotonic() < deadline and (running() or any(listener.in_flight for listener in listeners)):
         await asyncio.sleep(LOOK_S)
-    if left := pool.running():
+    if left := running():
         log.warning("%d invocations did not finish; their messages come back when the lease ends", left)
     for listener in listeners:
         listener.abandon()
-    await asyncio.to_thread(pool.stop)
+    for pool in pools:
+        await asyncio.to_thread(pool.stop)
     await closing
 
 
@@ -236,6 +246,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--address", default=LOOPBACK)
     add("--app-dir", type=lambda text: Path(text).resolve(), default=Path.cwd())
     add("--workers", type=int, help="default: FUNCTIONS_WORKER_PROCESS_COUNT, else 1")
+    add("--http-workers", type=int, default=0, help="workers for HTTP alone, as on Flex Consumption; 0: all share")
     add("--settings", default=SETTINGS_FILE, help="settings file in the app folder; '' for none")
     add("--log-level", type=lambda text: LEVELS[text], help=", ".join(LEVELS))
     add("--queue-lease-s", type=int, default=QUEUE_LEASE_S, help="how long a dead host keeps its messages")

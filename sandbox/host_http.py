@@ -30,12 +30,13 @@ class HttpFrontend:
         functions: Sequence[FunctionFacts],
         routes: Sequence[Route],
         invoke: Invoke,
+        invoke_by_hand: Invoke,
         state: Callable[[], dict[str, Any]],
         key: str | None = None,
         answer_limit_s: float = LONGEST_ANSWER_S,
     ) -> None:
         self._functions = {function.name.lower(): function for function in functions}
-        self._routes, self._invoke, self._state = routes, invoke, state
+        self._routes, self._invoke, self._invoke_by_hand, self._state = routes, invoke, invoke_by_hand, state
         self._key, self._answer_limit_s = key, answer_limit_s
         self.app = web.Application(client_max_size=MAX_BODY_BYTES)
         self.app.router.add_get("/_sandbox/host", self._show_state)
@@ -89,7 +90,7 @@ class HttpFrontend:
             return web.Response(status=400, text=f"{function.name} is an HTTP function: call its route")
         timer = function.trigger["type"] == "timerTrigger"
         call = TimerCall(past_due=False, status={}) if timer else _message(given)
-        self._invoke(function.name, call).add_done_callback(lambda done: _log_failure(function.name, done))
+        self._invoke_by_hand(function.name, call).add_done_callback(lambda done: _log_failure(function.name, done))
         return web.Response(status=202)
 
     async def _show_status(self, request: web.Request) -> web.Response:

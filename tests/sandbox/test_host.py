@@ -105,6 +105,14 @@ class TestHttp:
 
         assert sorted(pids) == sorted(host.state()["workers"])
 
+    def test_http_can_have_workers_of_its_own(self, own: Toy) -> None:
+        """As on Flex Consumption, where what queues and timers start runs on other instances."""
+        with own.host(workers=1, http_workers=1) as host:
+            pids = {requests.get(f"{host.url}/api/echo/x", timeout=10).json()["pid"] for _ in range(4)}
+
+            assert len(pids) == 1
+            assert not pids & set(host.state()["workers"])
+
     def test_body_above_the_limit_is_refused(self, host: Host) -> None:
         """More than 100 MB never reach a function."""
         answer = requests.post(f"{host.url}/api/public", data=bytes(104_857_601), timeout=30)
