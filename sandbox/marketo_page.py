@@ -14,9 +14,10 @@ h1{font-size:1.3rem}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}a{color:#5b3fa8}ta
 @media(prefers-color-scheme:dark){a{color:#b9a5f5}}
 th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #8884;vertical-align:top;overflow-wrap:anywhere}
 form{display:flex;gap:.5rem;max-width:40rem}input,button{font:inherit;padding:.4rem;box-sizing:border-box}input{flex:1;min-width:0}
+table.list th,table.list td:first-child,table.list td:last-child{white-space:nowrap}
 pre{white-space:pre-wrap;margin:0;font:inherit}.quiet{opacity:.7}
 @media(max-width:40rem){table.list thead{display:none}table.list tr{display:block;padding:.5rem 0;border-bottom:1px solid #8886}
-table.list td{display:flex;gap:.6rem;border:0;padding:.1rem 0}table.list td::before{content:attr(data-name);min-width:7rem;opacity:.7}}
+table.list td,table.list td:first-child{display:flex;gap:.6rem;white-space:normal;border:0;padding:.1rem 0}table.list td::before{content:attr(data-name);min-width:7rem;opacity:.7}}
 """
 _LEADS = (
     ("Id", "id"),
