@@ -20,9 +20,10 @@ from shared.state.rows import ItemModel, LinkRow, Outcome, RunRow
 from shared.state.storage import SideBySide
 from sync import bulk, links, outcomes
 from sync.flow import Flow
-from sync.items import decide_work, map_work, prepare, settle_without_write
+from sync.items import decide_work, guarded, map_work, prepare, settle_without_write
 from sync.mapping import child_id, child_rows
 from sync.recipe import Block, Gone, GoneAction, RecordRef, WriteMode
+from sync.siblings import find_made, read_siblings, siblings_of
 from sync.work import Family, Siblings, Work, each
 
 SYNCED = (Outcome.CREATED, Outcome.ADOPTED, Outcome.UPDATED, Outcome.UNCHANGED)
@@ -67,6 +68,7 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
         prepare(inner, run, due, create_references=True)
         each(due, partial(_spare_closed, inner))
         bulk.finish(inner, run, due)
+        _settle_doubts(inner, families)
         _take_away(inner, families)
     for work in keeping:
         _report(flow, run, work)
@@ -166,6 +168,8 @@ def _family(flow: Flow, inner: Flow, work: Work, stored: Sequence[LinkRow]) -> F
     there = {_id_of(block, row) for row in child_rows(everywhere, work.source)}
     known = {links.source_key(inner, row): row for row in stored if row.other_key or row.side == inner.source_name}
     linked = {key: row for key, row in known.items() if row.other_key}
+    mirrored = block.write is WriteMode.MIRROR
+    may_go = known if mirrored else linked  # what is claimed only may have been made, and its answer lost
     siblings = Siblings(
         links.target_key(flow, work.link) if work.link and work.link.other_key else target.key if target else "",
         {links.target_key(inner, row): key for key, row in linked.items() if key in there or not block.from_},
@@ -190,8 +194,8 @@ def _family(flow: Flow, inner: Flow, work: Work, stored: Sequence[LinkRow]) -> F
             )
             for key, row in rows.items()
         ],
-        stale=[row for key, row in linked.items() if key not in rows and (block.from_ or key in there)],
-        mirrored=block.write is WriteMode.MIRROR,
+        stale=[row for key, row in may_go.items() if key not in rows and (block.from_ or key in there)],
+        mirrored=mirrored,
         in_making=[row for row in stored if not row.other_key and row.side != inner.source_name],
         siblings=siblings,
         owner=work.owner,
@@ -251,6 +255,43 @@ def _spare_closed(flow: Flow, work: Work) -> None:
     if work.siblings is not None and work.siblings.closed:
         noun = flow.target.describe(flow.recipe.target.record.rpartition(".")[0]).noun
         work.end(Outcome.SKIPPED, "target_closed", f"The {noun} it belongs to is closed and takes no changes.")
+
+
+def _settle_doubts(flow: Flow, families: Sequence[Family]) -> None:
+    """Look for what may have been made for children that the source no longer has: found, it is stale like any other."""
+    doubts: list[tuple[Family, Work]] = []
+    for family in families:
+        for link in (link for link in family.stale if not link.other_key):
+            owner = f"{family.owner}/{link.key}"
+            doubts.append((family, Work(ItemModel(key=link.key), link=link, owner=owner, siblings=family.siblings)))
+        family.stale = [link for link in family.stale if link.other_key]
+    works = [work for _, work in doubts]
+    each(works, partial(_claim_doubt, flow))
+    guarded(flow, [work for work in works if work.open], partial(read_siblings, anew=True))
+    each(works, partial(_settle_doubt, flow))
+    for family, work in doubts:
+        if work.error is not None:
+            family.errors.append((work.key, work.error))
+        elif work.link is not None and work.link.other_key:
+            family.stale.append(work.link)
+
+
+def _claim_doubt(flow: Flow, work: Work) -> None:
+    taken = links.claim_link(flow, work.key, work.link, work.owner, creating=False)
+    work.link = taken.row
+    if taken.create_by is not None:
+        links.wait_for_create(flow, taken.create_by)
+
+
+def _settle_doubt(flow: Flow, work: Work) -> None:
+    """Link what was made, or forget the link when nothing was."""
+    if work.link is None:
+        return
+    made = work.link.other_key or find_made(flow, siblings_of(work), work.link)
+    if made:
+        work.link = links.store(flow, work.link.model_copy(update={"other_key": made, "claim": None}))
+    else:
+        links.release(flow, work.link)
 
 
 def _take_away(flow: Flow, families: Sequence[Family]) -> None:

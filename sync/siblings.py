@@ -1,13 +1,15 @@
 """Finding a child among its parent's children: all children of a batch's parents are read together, once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from shared.clients.system import Row
+from shared.clients.system import Row, Value
 from shared.errors import RejectedError, SyncError
+from shared.state.rows import LinkRow
+from sync.decide import search_key
 from sync.flow import Flow
 from sync.matching import Match, find_among
 from sync.placeholders import MARKER_PATH, text_of
-from sync.recipe import MatchRule
+from sync.recipe import MatchRule, WriteMode
 from sync.work import Siblings, Work
 
 
@@ -55,3 +57,27 @@ def find_sibling(flow: Flow, work: Work, rules: Sequence[MatchRule]) -> Match | 
     if isinstance(answer, Match):
         siblings.owners[answer.row.key] = work.key
     return answer
+
+
+def with_first_match(flow: Flow, work: Work) -> LinkRow | None:
+    """Return the link of a record that is to be made; of a child under `mirror` it says what that will be known by.
+
+    So the child is found and taken away, should the answer be lost and the source not have it any more.
+    """
+    block = flow.recipe.block
+    if work.link is None or work.siblings is None or block.write is not WriteMode.MIRROR:
+        return work.link
+    values = {name: work.fields.fields[name].value for name in block.first_match}
+    digest = flow.digests.of(_first_match(flow, work.siblings, values))
+    return work.link.model_copy(update={"inputs": {flow.target_name: digest}})
+
+
+def find_made(flow: Flow, siblings: Siblings, link: LinkRow) -> str:
+    """Return the key of the child that was made for a link, as far as that is nobody's by now; "" when there is none."""
+    digest = link.inputs.get(flow.target_name, "")
+    free = [row for key, row in (siblings.rows or {}).items() if key not in siblings.owners]
+    return next((row.key for row in free if flow.digests.matches(_first_match(flow, siblings, row.fields), digest)), "")
+
+
+def _first_match(flow: Flow, siblings: Siblings, fields: Mapping[str, Value]) -> list[Value]:
+    return [siblings.parent, *(search_key(fields.get(name)) for name in flow.recipe.block.first_match)]

@@ -119,13 +119,13 @@ class Family:
     """A record's children by one block under `children`."""
 
     works: list[Work]  # of the children that the source has
-    stale: list[LinkRow]  # of those that it no longer has
+    stale: list[LinkRow]  # of those that it no longer has; under `mirror` also of those whose create is in doubt
     mirrored: bool  # what it no longer has is taken away
     in_making: list[LinkRow]  # of children from the other side, which may be among these
     siblings: Siblings
     owner: str  # of claims, as the record's own
     removed: int = 0
-    errors: list[tuple[str, Exception]] = dataclasses.field(default_factory=list)  # of removals, by the target's child
+    errors: list[tuple[str, Exception]] = dataclasses.field(default_factory=list)  # of removals, by the child
 
 
 def each(works: Iterable[Work], step: Callable[[Work], None]) -> None:

@@ -49,6 +49,7 @@ from sync.items import (
 )
 from sync.matching import Match, shared_error
 from sync.owners import check_owned
+from sync.siblings import with_first_match
 from sync.work import LOST_ANSWER, Work, each
 
 
@@ -160,8 +161,10 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
 
 
 def _wanted(flow: Flow, work: Work) -> links.Wanted:
-    value = _first_value(flow, work) if work.decided.action is Action.CREATE else None
-    return links.Wanted(work.key, work.link, work.owner, _unrepeatable(flow, work.decided), value, _is_held(work))
+    value, link = None, work.link
+    if work.decided.action is Action.CREATE:
+        value, link = _first_value(flow, work), with_first_match(flow, work)
+    return links.Wanted(work.key, link, work.owner, _unrepeatable(flow, work.decided), value, _is_held(work))
 
 
 def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
@@ -398,6 +401,8 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
     if answer is not None:
         work.written = answer.row or Row(answer.key, {}, url=flow.target.url(flow.recipe.target.record, answer.key))
         work.fresh = answer.created and not work.interrupted
+        if work.siblings is not None:
+            work.siblings.owners[answer.key] = work.key
         if new and decision.action is Action.CREATE and work.siblings is None:
             book.own_target(link, answer.key)
         if work.identity is not None and work.siblings is None:

@@ -307,6 +307,7 @@ class LinkRow(StateRow):
         str, str
     ] = {}  # "<record type>.<field>" -> digest of what it held when they last agreed; "!" before it: not filled by us
     inputs: dict[str, str] = {}  # "<target record type>.<field>" -> digest of what its `find` was asked
+    # and while a child of `mirror` is being made: "<target record type>" -> digest of its values in the first match rule
     gone: int = 0  # how often the record has left `when`; odd: it is gone now
     parent: str = ""  # of a child: row key of its parent's link, under which it stands
     claim: Claim | None = None

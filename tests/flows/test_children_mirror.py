@@ -13,7 +13,7 @@ from sync import items
 from sync.children import removals_of
 from tests.flows.test_children import at_work
 from tests.flows.twins import GROUPS, TwinWorld, new_twin_world
-from tests.flows.world import Delivery, Stage
+from tests.flows.world import READ_TIMEOUT_S, Delivery, Stage
 
 MEMBERS = "sys_user_grmember"
 
@@ -139,6 +139,71 @@ def test_a_removal_whose_answer_is_lost_is_repeated(twins: TwinWorld, kind: Faul
     assert run.state is RunState.COMPLETED
     assert twins.members("Hardware") == ["bo@acme.example"]
     assert len(twins.child_links()) == 1
+
+
+@pytest.mark.parametrize("bulk_above", ["0", "1000"])
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_member_in_doubt_who_leaves_is_taken_away(
+    stage: Stage, tmp_path: Path, prefix: str, arrived: bool, bulk_above: str
+) -> None:
+    """Whoever may have been added without an answer, and left before anybody looked, keeps no access and no link."""
+    with new_twin_world(stage, tmp_path / "recipes", prefix, {"BULK_ABOVE": bulk_above}) as twins:
+        group, member = in_doubt(twins, arrived=arrived)
+        twins.leave(group, member)
+
+        run = twins.sync_recipe(GROUPS)
+
+        assert twins.members("Hardware") == ["ada@acme.example"]
+        assert run.counts == ({"updated": 1} if arrived else {"unchanged": 1})
+        assert [(bool(link.other_key), link.claim) for link in twins.child_links()] == [(True, None)]
+
+
+def test_a_member_in_doubt_who_leaves_is_waited_for(twins: TwinWorld) -> None:
+    """While the lost create may still come true nothing is settled; when it has, who left is taken away."""
+    group, member = in_doubt(twins, arrived=False)
+    twins.leave(group, member)
+    twins.send_event(GROUPS, "servicenow.sys_user_group", group, "event-1")
+    twins.pump.run(for_s=2)
+    before = twins.event_results(GROUPS)
+
+    (there,) = twins.vendor.rows("sys_user_group", name="Hardware")
+    (user,) = twins.vendor.rows("sys_user", user_name="bo")
+    twins.vendor.insert(MEMBERS, group=there["sys_id"], user=user["sys_id"])
+    twins.pump.run()
+
+    assert before == []
+    assert twins.members("Hardware") == ["ada@acme.example"]
+    assert [result.fields for result in twins.event_results(GROUPS)] == [{MEMBERS: "1 removed"}]
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_member_in_doubt_who_joined_anew_stays(twins: TwinWorld, arrived: bool) -> None:
+    """What the lost create made, or another membership of the same person makes now, is the new membership's."""
+    group, member = in_doubt(twins, arrived=arrived)
+    user = twins.servicenow.tables[MEMBERS][member]["user"]
+    twins.leave(group, member)
+    twins.join(group, user)
+
+    run = twins.sync_recipe(GROUPS)
+
+    assert twins.members("Hardware") == ["ada@acme.example", "bo@acme.example"]
+    assert not twins.vendor.requests("DELETE")
+    assert len(twins.child_links()) == 2
+    assert twins.result(run).fields == {MEMBERS: "1 adopted" if arrived else "1 created"}
+
+
+def in_doubt(twins: TwinWorld, *, arrived: bool) -> tuple[str, str]:
+    """Let a member join whose create gets no answer and is not tried again; return the group's key and the member's."""
+    group, _ = mirrored(twins, "ada")
+    member = twins.join(group, twins.people("bo")["bo"][0])
+    fault = {"kind": FaultKind.RESET_AFTER} if arrived else {"kind": FaultKind.HANG, "seconds": READ_TIMEOUT_S + 0.3}
+    twins.vendor.add_fault(**fault, method="POST", path=MEMBERS)
+    attempts = twins.settings.max_attempts
+    twins.change_settings(max_attempts=1)
+    assert twins.sync_recipe(GROUPS).counts == {"failed": 1}
+    twins.change_settings(max_attempts=attempts)
+    assert len(twins.members("Hardware")) == (2 if arrived else 1)
+    return group, member
 
 
 def test_members_that_rights_hide_are_not_taken_for_gone(twins: TwinWorld) -> None:
