@@ -33,7 +33,7 @@ def read_siblings(flow: Flow, works: Sequence[Work], *, anew: bool = False) -> N
         row = found.get(siblings.parent)
         if row is not None and siblings.parent in unread:
             siblings.rows, siblings.closed = _rows(row, kind), row.closed
-        elif siblings.rows is None:
+        elif siblings.parent in unread:  # what was read of it before is no answer
             noun = flow.target.describe(parent).noun
             text = f"The linked {noun} is gone, or we may not read it. Choose recreate or unlink."
             work.error = RejectedError(text, code="target_missing")

@@ -13,7 +13,7 @@ from shared.state.rows import LinkRow, Outcome, RunState
 from tests.flows.test_kills import firsts
 from tests.flows.test_lost_answers import AFTER_EFFECT, WITHOUT_EFFECT
 from tests.flows.twins import BACK, JOURNAL, OUT, TwinWorld, new_twin_world
-from tests.flows.world import Facts, Stage
+from tests.flows.world import READ_TIMEOUT_S, Facts, Stage
 
 ENTRY = {"method": "PATCH", "path": "/table/incident/"}  # what makes an entry
 
@@ -236,6 +236,29 @@ def test_a_comment_that_stays_in_doubt_stops_no_other_one(twins: TwinWorld) -> N
     assert texts(twins.entries(twins.servicenow, sys_id)) == ["One", "Reply"]
     assert texts(twins.entries(twins.vendor, there)) == ["One", "Reply"]
     assert all(link.other_key and link.claim is None for link in twins.child_links())
+
+
+def test_a_doubt_is_not_settled_by_what_was_read_before(twins: TwinWorld) -> None:
+    """A record that vanishes before the look-up fails its comment in doubt; seen again, it shows what became of it."""
+    sys_id, there = synced(twins)
+    key = twins.write_entry(twins.servicenow, sys_id, "One")
+    twins.vendor.add_fault(kind=FaultKind.HANG, seconds=READ_TIMEOUT_S + 0.3, **ENTRY)
+    twins.advance(60)
+    run = twins.start("today")
+    twins.pump.run(for_s=10)  # sent without an answer: it waits to be looked up
+    hidden = {"method": "GET", "path": "/table/incident", "status": 200, "body": '{"result": []}'}
+    twins.vendor.add_fault(kind=FaultKind.STATUS, **hidden, skip=2)  # two reads before the look-up
+    twins.settle()
+    twins.forget_journal()
+
+    twins.pump.run()
+    sent = twins.sent_to_vendor()
+    twins.write_entry(twins.vendor, there, f"[ada #{key}] One", by=USER_NAME)
+    again = twins.sync_recipe(OUT, f"ids={sys_id}")
+
+    assert (twins.result(twins.run_row(run)).reason, sent) == ("target_missing", [])
+    assert texts(twins.entries(twins.vendor, there)) == ["One"]
+    assert again.state is RunState.COMPLETED
 
 
 def test_a_refused_comment_fails_its_record_and_no_sibling(twins: TwinWorld) -> None:
