@@ -6,6 +6,7 @@ simulators' records as bytes, the storage's rows as they are; a scenario gets ta
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pickle
 import tempfile
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from azure.core.exceptions import ServiceResponseError
 from azure.data.tables import TableServiceClient
 from azure.storage.queue import QueueServiceClient
 
@@ -164,7 +166,11 @@ class Scene:
                 parts[entity["PartitionKey"]].append(("upsert", entity, {"mode": "replace"}))
             for steps in parts.values():
                 for start in range(0, len(steps), 100):
-                    client.submit_transaction(steps[start : start + 100])
+                    submit = functools.partial(client.submit_transaction, steps[start : start + 100])
+                    try:
+                        submit()
+                    except ServiceResponseError:  # a kept connection, closed meanwhile; upserts may be repeated
+                        submit()
 
     def _pack(self) -> bytes:
         records, store, leads = self.servicenow.records, self.dynamics.store, self.marketo.records

@@ -15,7 +15,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from azure.core.exceptions import AzureError, ResourceExistsError
+from azure.core.exceptions import (
+    AzureError,
+    ResourceExistsError,
+    ServiceResponseError,
+    ServiceResponseTimeoutError,
+)
 from azure.storage.queue import QueueClient, QueueMessage, QueueServiceClient
 from pydantic import ValidationError
 
@@ -69,8 +74,8 @@ class Queues:
     def send(self, message: Message, delay_s: float = 0, *, timeout_s: float | None = None) -> None:
         """Send a message that shows up after `delay_s` seconds, seven days at the most.
 
-        With `timeout_s` the send is tried once and given up after these seconds, for a caller who cannot wait; the
-        message may be there nevertheless. Raises StateError when storage does not take it, or when it is larger than a
+        With `timeout_s` the send is given up after these seconds, for a caller who cannot wait; the message may be there
+        nevertheless. It is repeated only on a kept connection that storage had just closed. Raises StateError when storage does not take it, or when it is larger than a
         queue allows.
         """
         kind, body = type(message).__name__, message.body()
@@ -160,9 +165,10 @@ class Queues:
             try:
                 self._client(queue).send_message(body, visibility_timeout=hidden_s, time_to_live=FOR_EVER, **options)
             except AzureError as exc:
-                if last or code_of(exc) != "QueueNotFound":
+                if not last and code_of(exc) == "QueueNotFound":
+                    self._create(queue, ends_at_s)
+                elif last or ends_at_s is None or not _was_dropped(exc):
                     raise state_error(exc, f"send to the queue {queue}") from None
-                self._create(queue, ends_at_s)
             else:
                 return
 
@@ -180,6 +186,11 @@ class Queues:
         if client is None:
             client = self._clients[queue] = self._service.get_queue_client(self._prefix + queue)
         return client
+
+
+def _was_dropped(error: AzureError) -> bool:
+    """Return whether the connection ended before an answer, at once and not by a time-out."""
+    return isinstance(error, ServiceResponseError) and not isinstance(error, ServiceResponseTimeoutError)
 
 
 def _bounds(ends_at_s: float | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from azure.core.exceptions import ServiceResponseTimeoutError
+from azure.core.exceptions import ServiceResponseError, ServiceResponseTimeoutError
 from azure.core.pipeline.transport import RequestsTransport
 
 from shared.errors import MappingError, StateError
@@ -171,6 +171,37 @@ def test_bounded_send_is_tried_once_within_its_time(azurite, prefix):
 
     assert len(edge.granted_s) == 1
     assert 0 < edge.granted_s[0] <= 5
+
+
+class Dropping(RequestsTransport):
+    """Storage that has just closed the connection which the client kept: once, or at every call."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def send(self, request, **options):
+        self.times -= 1
+        if self.times >= 0:
+            raise ServiceResponseError("connection reset by peer")
+        return super().send(request, **options)
+
+
+def test_bounded_send_outlives_a_connection_that_storage_had_closed(azurite, prefix):
+    """A pause longer than storage keeps connections must not cost a caller the answer."""
+    with connect_queues(azurite.connection_string) as service:
+        Queues(service, prefix).create_all(["runs"])
+
+    with connect_queues(azurite.connection_string, transport=Dropping(1)) as service:
+        Queues(service, prefix).send(RunMessage(run_id="r"), timeout_s=60)
+
+        assert Queues(service, prefix).length("runs") == 1
+
+
+def test_bounded_send_gives_up_when_connections_keep_dropping(azurite, prefix):
+    """Storage that drops the second connection too is away."""
+    with connect_queues(azurite.connection_string, transport=Dropping(9)) as service, pytest.raises(StateError):
+        Queues(service, prefix).send(RunMessage(run_id="r"), timeout_s=60)
 
 
 def test_bounded_send_creates_its_queue(queues, edge):
