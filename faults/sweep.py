@@ -180,7 +180,7 @@ def grouped(
     """Put strikes together that are far apart in the run: no two of the same call, at most one that ends the listing."""
     first = {label: index for index, label in reversed(list(enumerate(calls)))}
     ordered = sorted(strikes, key=lambda strike: (first.get(strike.label, 0), strike.label, strike.occurrence))
-    share = -(-len(ordered) // size)
+    share = max(1, -(-len(ordered) // size))  # none are left when a piece that is gone on with has tried them all
     columns = [ordered[start : start + share] for start in range(0, len(ordered), share)]
     for column in columns:
         chance.shuffle(column)

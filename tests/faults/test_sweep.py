@@ -93,5 +93,10 @@ def test_groups_lose_nothing_and_never_strike_a_call_twice() -> None:
     assert all(len({strike.label for strike in group}) == len(group) for group in groups)
 
 
+def test_nothing_left_makes_no_group() -> None:
+    """A sweep that is gone on with finds runs of which all was tried."""
+    assert list(grouped([], CALLS, random.Random(1), 4)) == []
+
+
 def _name(strike: Strike) -> str:
     return f"{strike.label} {strike.occurrence} {strike.fault.name}"
