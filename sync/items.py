@@ -16,7 +16,7 @@ from shared.clients.system import Row
 from shared.errors import ConfigError, RejectedError, StateError, SyncError, TransientError
 from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
 from sync import links, references
-from sync.decide import Action, agreement, decide, is_stale, wants_find, wants_rekeying
+from sync.decide import Action, agreement, decide, is_stale, same_value, wants_find, wants_rekeying
 from sync.flow import Flow
 from sync.mapping import FieldWarning, Mapped, holds, map_record
 from sync.matching import Match, find_matches
@@ -47,7 +47,7 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     each(works, lambda work: decide_work(flow, run, work))
     pending = [work for work in works if work.open and needs_vendor(work)]
     resolve_references(flow, run, pending, create=create_references and not run.preview)
-    look_targets_up(flow, pending)
+    look_targets_up(flow, run, pending)
     each([work for work in pending if not work.missing], lambda work: decide_work(flow, run, work))
     _settle_together(flow, run, works)
 
@@ -58,7 +58,7 @@ def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     for work in waiting:
         work.missing = set()
     resolve_references(flow, run, waiting, create=True)
-    look_targets_up(flow, waiting)
+    look_targets_up(flow, run, waiting)
     each(waiting, lambda work: decide_work(flow, run, work))
     _settle_together(flow, run, waiting)
 
@@ -265,14 +265,18 @@ def resolve_references(flow: Flow, run: RunRow, works: Sequence[Work], *, create
                 work.references[name] = answer
 
 
-def look_targets_up(flow: Flow, works: Sequence[Work]) -> None:
-    """Read the linked targets, and match the records that have none; all of a batch together."""
+def look_targets_up(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    """Read the linked targets, and match the records that have none; all of a batch together.
+
+    A record whose create would tell that it exists is not matched before, except for who writes nothing.
+    """
     for work in works:
         if work.open and work.mapped is not None:
             work.mapped = with_references(work.mapped, work.references)
     ready = [work for work in works if work.open and not work.matched and not work.missing]
     guarded(flow, [work for work in ready if work.link and work.link.other_key], read_targets)
-    guarded(flow, [work for work in ready if not (work.link and work.link.other_key)], _match)
+    unlinked = [work for work in ready if not (work.link and work.link.other_key)]
+    guarded(flow, [work for work in unlinked if run.preview or not create_tells(flow, work)], match)
     each(ready, lambda work: _check_readable(work.target) if work.target else None)
 
 
@@ -332,7 +336,24 @@ def find_targets(
     return find_matches(flow.target, flow.recipe.target.record, flow.recipe.target_paths(), rules, asks)
 
 
-def _match(flow: Flow, works: list[Work]) -> None:
+def create_tells(flow: Flow, work: Work) -> bool:
+    """Tell whether the create of a record is refused where a record is that the rules would find.
+
+    So it is where the only rule is a field that is unique in the target, and which holds the record's own key: nobody
+    else's create can be meant by a refusal.
+    """
+    block = flow.recipe.block
+    if not block.write.may_create or block.children or len(block.match) != 1:
+        return False
+    rule = block.match[0]
+    if len(rule.fields) != 1 or rule.when or rule.same_or_empty:
+        return False
+    known, field = flow.target_type().fields.get(rule.fields[0]), work.fields.fields[rule.fields[0]]
+    return known is not None and known.unique and same_value(field.value, work.key)
+
+
+def match(flow: Flow, works: list[Work]) -> None:
+    """Ask the block's rules for the targets of records without a link."""
     answers = find_targets(flow, works, flow.recipe.block.match)
     for work, answer in zip(works, answers, strict=True):
         if isinstance(answer, SyncError):

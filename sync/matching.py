@@ -133,7 +133,8 @@ def look_up(
         if _meets(rule, row):
             by_key[_search_key([row.fields.get(name) for name in rule.fields])].append(row)
     for index, each in keys.items():
-        hits[index] = list({row.key: row for key in each for row in by_key.get(_search_key(key), ())}.values())
+        rows_of_ask = (row for key in each for row in by_key.get(_search_key(key), ()))
+        hits[index] = list({(row.key, row.label): row for row in rows_of_ask}.values())  # two may share a key
     return hits, {}
 
 

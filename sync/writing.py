@@ -7,11 +7,13 @@ record up before trying again, but not before the vendor can have finished with 
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from shared import attempt
 from shared.clients.system import FieldKind, FieldType, Row, Write, Written
 from shared.errors import (
+    EXISTS_ALREADY,
     AmbiguousWriteError,
     MappingError,
     RateLimitedError,
@@ -36,11 +38,14 @@ from sync.decide import (
 )
 from sync.flow import Flow
 from sync.items import (
+    create_tells,
     decide_work,
     done_before,
     find_targets,
+    guarded,
     look_targets_up,
     map_work,
+    match,
     needs_vendor,
     read_records,
     resolve_references,
@@ -51,6 +56,8 @@ from sync.matching import Match, shared_error
 from sync.owners import check_owned
 from sync.siblings import with_first_match
 from sync.work import LOST_ANSWER, Work, each
+
+CLOCKS_APART_S = 60.0  # ours and the vendors'
 
 
 def claim_ahead(flow: Flow, works: Sequence[Work], book: links.Book) -> None:
@@ -112,12 +119,40 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
     for work in claimed:
         if work.link is not None and (error := failed.get(work.link.row_key)) is not None:
             work.error, work.outcome = error, None
+    if there := [work for work in claimed if not work.matched and _is_there_already(work.error)]:
+        finish(flow, run, _match_late(flow, run, there), type(book)(flow))
     book.release_values([work.identity for work in claimed if work.siblings and work.identity and work.error is None])
     if with_children:
         from sync import children  # noqa: PLC0415  # the engine calls itself for the blocks under a block
 
         children.finish(flow, run, works)
         _let_go(claimed, book)
+
+
+def _is_there_already(error: Exception | None) -> bool:
+    return isinstance(error, AmbiguousWriteError) and error.code == EXISTS_ALREADY
+
+
+def _match_late(flow: Flow, run: RunRow, works: Sequence[Work]) -> list[Work]:
+    """Match records that were to be created unasked and are there already; return those that can be adopted now.
+
+    Their claims, which speak of a create, are to be replaced: until then a death leaves a doubt, which is looked up. A
+    record that is said to be there and is not shown keeps its error, and the doubt.
+    """
+    refusals = {id(work): work.error for work in works}
+    for work in works:
+        work.error = None
+    guarded(flow, list(works), match)
+    each(works, lambda work: decide_work(flow, run, work))
+    each(works, lambda work: settle_without_write(flow, run, work))
+    for work in works:
+        if not work.open:
+            _release(flow, work)
+        elif work.target is None:
+            work.error = refusals[id(work)]
+        elif work.link is not None:
+            work.link, work.ahead = work.link.model_copy(update={"claim": None}), False
+    return [work for work in works if work.open]
 
 
 def _let_go(works: Sequence[Work], book: links.Book) -> None:
@@ -141,7 +176,7 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     work.link, work.interrupted = taken.row, work.interrupted if work.ahead else taken.was_ours
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
-        _look_doubtful_up(flow, run, work)
+        _look_doubtful_up(flow, run, work, taken.create_by)
         work.link = links.renew(flow, work.link, work.owner)
     try:
         if taken.create_by is None and taken.changed:
@@ -211,7 +246,7 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
     decide_work(flow, run, work)
     if needs_vendor(work):
         resolve_references(flow, run, [work], create=True)
-        look_targets_up(flow, [work])
+        look_targets_up(flow, run, [work])
         if work.error is not None:
             error, work.error = work.error, None
             raise error
@@ -220,15 +255,21 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
         settle_without_write(flow, run, work)
 
 
-def _look_doubtful_up(flow: Flow, run: RunRow, work: Work) -> None:
-    """Find out what became of a write that an earlier attempt may have sent."""
+def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) -> None:
+    """Find out what became of a write that an earlier attempt may have sent, until `create_by` if it was a create.
+
+    What was to be created unasked may have been there before: a record that has not changed since then is not our doing.
+    """
     if work.link is not None and work.link.other_key:
         work.doubtful = True  # an append: its marker is looked for before it is sent again
         _decide_anew(flow, run, work)
         return
     found = _find_by_first_rule(flow, work)
     if found is not None:
-        work.target, work.matched_by, work.doubtful = found.row, LOST_ANSWER, True
+        sent_at = create_by - timedelta(seconds=flow.limits.create_s + CLOCKS_APART_S)
+        ours = not create_tells(flow, work) or found.row.changed_at is None or found.row.changed_at >= sent_at
+        work.target, work.doubtful = found.row, True
+        work.matched_by = LOST_ANSWER if ours else "+".join(found.rule.fields)
         decide_work(flow, run, work)
 
 

@@ -99,8 +99,9 @@ class Marketo:
     def write_rows(self, record: str, writes: Sequence[Write]) -> list[Written | SyncError]:
         """Write records, up to 300 in a call.
 
-        A lone new lead is created only if its email is new (else AmbiguousWriteError `exists_already`); several, and
-        companies, are created or updated. A changed email that another lead has is RejectedError `ambiguous_match`.
+        New companies, and a lone new lead, are created only if their key or email is new (else AmbiguousWriteError
+        `exists_already`); several leads are created or updated. A changed email that another lead has is RejectedError
+        `ambiguous_match`.
         The caller holds the claim on match values.
         """
         kind = _kind(record)
@@ -227,7 +228,7 @@ class Marketo:
     def _body(self, kind: Kind, batch: Batch) -> dict[str, Any]:
         records = [entry.body for entry in batch.entries]
         if kind.record == "company":
-            action = "createOrUpdate" if batch.create else "updateOnly"
+            action = "createOnly" if batch.create else "updateOnly"
             return {"action": action, "dedupeBy": "dedupeFields", "input": records}
         if not batch.create:
             return {"action": "updateOnly", "lookupField": "id", "input": records}
@@ -331,7 +332,7 @@ class Marketo:
             fields={name: read_value(schema.fields[name], raw.get(name)) for name in names},
             version=moment.isoformat() if moment else "",
             changed_at=moment,
-            label=str(key),
+            label=str(raw["id"]),
             url=self.url(kind.record, str(key)),
         )
 

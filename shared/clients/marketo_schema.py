@@ -31,6 +31,7 @@ class Kind:
     describe_path: str
     key: str  # the field whose value other records refer to
     extra: tuple[str, ...]  # what is read besides the fields asked for
+    makes_only_new: bool = False  # creates are always `createOnly` by the key
 
 
 KIND_OF = {
@@ -42,6 +43,7 @@ KIND_OF = {
         "/rest/v1/companies/describe.json",
         "externalCompanyId",
         ("id", "externalCompanyId", "updatedAt"),
+        makes_only_new=True,
     ),
 }
 
@@ -73,6 +75,7 @@ def build_schema(kind: Kind, described: Mapping[str, Any]) -> Schema:
             length=length if isinstance(length, int) and data_type not in KINDS else None,
             writable=bool(entry.get("updateable")) and name not in NEVER_WRITTEN,
             searchable=name in searchable,
+            unique=kind.makes_only_new and name == kind.key,
         )
     return Schema(RecordType(kind.record, kind.noun, fields), types)
 

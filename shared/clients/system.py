@@ -50,6 +50,9 @@ class FieldType:
     choices: tuple[Scalar, ...] = ()  # empty: free, or not known
     writable: bool = True
     searchable: bool = True
+    unique: bool = (
+        False  # a create with a value that some record has is refused, as `exists_already`, and changes nothing
+    )
     refers_to: tuple[str, ...] = ()  # record types that a reference may point to
 
 
