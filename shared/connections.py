@@ -46,6 +46,7 @@ class BaseConnection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    PRODUCT: ClassVar[str]  # the name that people know
     HOSTS: ClassVar[tuple[str, ...]]  # patterns of the vendor's own hosts
     HOST_HINT: ClassVar[str]
 
@@ -113,6 +114,7 @@ _LABEL = r"[a-z0-9][a-z0-9-]*"
 class Dynamics365Connection(BaseConnection):
     """Dynamics 365 over the Dataverse Web API, signed in as an application user."""
 
+    PRODUCT = "Dynamics 365"
     HOSTS = (
         rf"{_LABEL}(\.api)?\.crm\d*\.dynamics\.com",
         rf"{_LABEL}(\.api)?\.crm\d*\.(microsoftdynamics|appsplatform)\.us",
@@ -176,6 +178,7 @@ class Dynamics365Connection(BaseConnection):
 class ServiceNowConnection(BaseConnection):
     """A ServiceNow instance over its Table, Batch and import interfaces."""
 
+    PRODUCT = "ServiceNow"
     HOSTS = (rf"{_LABEL}\.service-now\.com", rf"{_LABEL}\.servicenowservices\.com")
     HOST_HINT = "https://<instance>.service-now.com"
 
@@ -222,6 +225,7 @@ class ServiceNowConnection(BaseConnection):
 class MarketoConnection(BaseConnection):
     """A Marketo instance over its REST interface, signed in as an API-only user of its own."""
 
+    PRODUCT = "Marketo"
     HOSTS = (r"\d{3}-[a-z]{3}-\d{3}\.mktorest\.com",)
     HOST_HINT = "https://<Munchkin id, as 123-ABC-456>.mktorest.com"
 

@@ -299,6 +299,11 @@ class Settings(BaseSettings):
         """Return who gets a recipe's summaries that nobody asked for by HTTP; empty when nobody is named."""
         return self.notify.get(recipe, self.notify.get("*", ()))
 
+    def product(self, name: str) -> str:
+        """Return a connection as people are told of it: "ServiceNow (connection servicenow)"."""
+        connection = self.connections.get(name)
+        return f"{connection.PRODUCT} (connection {name})" if connection else name
+
     def connection(self, name: str) -> Connection:
         """Return a connection by name. Raises ConfigError that names the nearest one."""
         try:

@@ -19,6 +19,7 @@ from shared.state.rows import (
     EVENT_PAGES,
     EventMessage,
     ItemModel,
+    Outcome,
     ResultRow,
     RunKind,
     RunRow,
@@ -30,7 +31,7 @@ from shared.state.tables import RowExistsError
 from sync import bulk, items, outcomes, runs, writing
 from sync.app import App
 from sync.flow import Flow
-from sync.outcomes import store_results
+from sync.outcomes import Again, store_results
 from sync.work import Work
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ SUFFIX = "events"  # of a day's run id
 DELETED = "Delete"
 TURNS = threading.BoundedSemaphore(2)  # of a process
 TURN_WAIT_S = 10.0
+OUTAGE_FACTS = ("waiting_since", "waiting_for", "waiting_why", "outage_told")  # of a run
 REPEATED_WITHIN = timedelta(hours=1)  # of midnight: an event may have been worked the day before
 
 
@@ -158,9 +160,11 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
     What failed is kept as open before its result is there: a repeat finds the result and does nothing any more.
     """
     by_event = {taken.message.event_id: taken for taken in events}
+    outage: Again | None = None
     for work in works:
         later = outcomes.settle_error(flow, work)
         if later is not None:
+            outage = later if later.outage_of else outage
             taken = by_event[work.event_id]
             message = again(
                 taken.message,
@@ -171,9 +175,22 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
                 now=app.now(),
             )
             app.queues.send(message, delay_s=later.delay_s)
+    if outage is not None:
+        runs.note_outage(app, run.run_id, outage)
+    elif run.state is RunState.WAITING and any(_was_answered(flow, run, work) for work in works):
+        app.change_run(run.run_id, **runs.GOES_ON)
     results = [outcomes.result_of(flow, run, work) for work in works if work.outcome is not None]
     runs.keep_open(app, run, results)
     store_results(flow, results)
+
+
+def _was_answered(flow: Flow, run: RunRow, work: Work) -> bool:
+    """Tell whether the system for which a day waits has answered for an event: that it was not needed says nothing."""
+    if work.outcome in (None, Outcome.FAILED):
+        return False
+    if run.waiting_for == flow.recipe.source.connection:
+        return not work.deleted
+    return work.written is not None or work.target is not None
 
 
 # -- the day's run ------------------------------------------------------------------------------------------------
@@ -211,6 +228,10 @@ def day_run(app: App, recipe: str, now: datetime) -> RunRow:
         started_at=now,
         moved_at=now,
     )
+    before = app.find_run(day_id(app, recipe, midnight - timedelta(hours=1)))
+    if before is not None and before.waiting_since is not None:  # an outage goes on over midnight
+        outage = {name: getattr(before, name) for name in OUTAGE_FACTS}
+        run = run.model_copy(update=outage | {"state": RunState.WAITING})
     try:
         run = app.tables.insert(run)
     except RowExistsError as exc:

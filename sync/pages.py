@@ -77,7 +77,7 @@ def _later_or_fail(app: App, flow: Flow, run: RunRow, message: PageMessage, mess
         LOG.warning("listing failed", extra={"code": error.code})
         runs.end_run(app, run, RunState.FAILED, error=error.message)
         return
-    _note_outage(app, run.run_id, later)
+    runs.note_outage(app, run.run_id, later)
     app.queues.send(_again(app, message, message_id, later), delay_s=later.delay_s)
 
 
@@ -93,14 +93,11 @@ def _begin(app: App, flow: Flow, run: RunRow) -> RunRow:
         if stored.started_at is not None or stored.state.ended:
             return stored
         changes = {
-            "state": RunState.RUNNING,
             "started_at": app.now(),
             "moved_at": app.now(),
             "until": until,
-            "waiting_since": None,
-            "waiting_for": "",
         }
-        return stored.model_copy(update=changes)
+        return stored.model_copy(update=runs.GOES_ON | changes)
 
     return app.update_run(run.run_id, begin) or run
 
@@ -375,7 +372,7 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
         elif work.outcome is not None:
             results.append(outcomes.result_of(flow, run, work))
     if outage is not None:
-        _note_outage(app, run.run_id, outage)
+        runs.note_outage(app, run.run_id, outage)
     outcomes.store_results(flow, results)
 
 
@@ -426,18 +423,3 @@ def _again(app: App, message: M, message_id: str, later: Again) -> M:
         problem=later.message,
         now=app.now(),
     )
-
-
-def _note_outage(app: App, run_id: str, later: Again) -> None:
-    """Show on the run that a system does not answer, and since when."""
-    if not later.outage_of:
-        return
-    LOG.warning("a system does not answer", extra={"run_id": run_id, "connection": later.outage_of, "code": later.code})
-
-    def wait(run: RunRow) -> RunRow:
-        if run.state not in (RunState.QUEUED, RunState.RUNNING):
-            return run
-        changes = {"state": RunState.WAITING, "waiting_since": app.now(), "waiting_for": later.outage_of}
-        return run.model_copy(update=changes | {"waiting_why": later.message})
-
-    app.update_run(run_id, wait)

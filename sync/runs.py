@@ -34,7 +34,7 @@ from shared.state.rows import (
 from shared.state.tables import RowChangedError, RowExistsError
 from sync import guards
 from sync.app import App
-from sync.outcomes import tally
+from sync.outcomes import Again, tally
 from sync.recipe import Recipe
 from sync.windows import Window, WindowKind, bounds, parse_window
 
@@ -346,8 +346,26 @@ def _account(app: App, run: RunRow) -> RunRow:
         "stalls": 0,
     }
     if run.state is RunState.WAITING:
-        changes |= {"state": RunState.RUNNING, "waiting_since": None, "waiting_for": ""}
+        changes |= GOES_ON
     return app.change_run(run.run_id, **changes) or run
+
+
+GOES_ON: dict[str, object] = {"state": RunState.RUNNING, "waiting_since": None, "waiting_for": ""}
+
+
+def note_outage(app: App, run_id: str, later: Again) -> None:
+    """Show on the run that a system does not answer, and since when."""
+    if not later.outage_of:
+        return
+    LOG.warning("a system does not answer", extra={"run_id": run_id, "connection": later.outage_of, "code": later.code})
+
+    def wait(run: RunRow) -> RunRow:
+        if run.state not in (RunState.QUEUED, RunState.RUNNING):
+            return run
+        changes = {"state": RunState.WAITING, "waiting_since": app.now(), "waiting_for": later.outage_of}
+        return run.model_copy(update=changes | {"waiting_why": later.message})
+
+    app.update_run(run_id, wait)
 
 
 def _account_events(app: App, run: RunRow) -> None:

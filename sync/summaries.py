@@ -269,8 +269,8 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
         started_at=run.started_at or run.created_at,
         ended_at=run.ended_at,
         error=run.error,
-        waiting_for=run.waiting_for,
-        waiting_since=run.waiting_since,
+        waiting_for=app.settings.product(run.waiting_for),
+        waiting_since=run.waiting_since if run.state is RunState.WAITING else None,
         guard=_guard(app, run),
     )
 

@@ -119,7 +119,7 @@ class SummaryFacts(Facts):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     error: str = ""  # why the run failed
-    waiting_for: str = ""  # the connection that is down
+    waiting_for: str = ""  # the system that is down, as people know it
     waiting_since: datetime | None = None
     guard: Guard | None = None
 
@@ -233,7 +233,7 @@ def _notices(facts: SummaryFacts) -> list[_Notice]:
     if facts.waiting_since:
         text = (
             f"{facts.waiting_for or 'A system'} has not answered since {_moment(facts.waiting_since, facts.zone)}. "
-            "The run goes on by itself when it does."
+            "What waits for it goes on by itself when it does."
         )
         notices.append(_Notice("wait", f"Waiting for {facts.waiting_for or 'a system'}", text))
     if facts.verify:

@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any
 
 from shared.errors import MappingError
-from shared.state.rows import MailState, OpenRow, Outcome, ResultRow, RunRow
+from shared.state.rows import MailState, OpenRow, Outcome, ResultRow, RunRow, RunState
 from sync.app import App
 from sync.summaries import results_of
 
@@ -38,7 +38,7 @@ def run_view(app: App, run: RunRow) -> dict[str, Any]:
         "skipped": {name.split(":", 1)[1]: count for name, count in counts.items() if name.startswith("skipped:")},
         "warnings": run.warnings,
         "error": run.error,
-        "waiting": _waiting(run) if run.waiting_since else None,
+        "waiting": _waiting(app, run) if run.state is RunState.WAITING else None,
         "held": {"for": run.held_for, "count": run.held_count} if run.held_for and not run.released else None,
         "mail": _mail(run) if run.mail_state is not MailState.NONE else None,
         "links": {
@@ -53,8 +53,8 @@ def _mail(run: RunRow) -> dict[str, Any]:
     return facts | {"problem": run.mail_problem if run.mail_state is not MailState.SENT else ""}
 
 
-def _waiting(run: RunRow) -> dict[str, Any]:
-    return {"for": run.waiting_for, "since": _time(run.waiting_since), "why": run.waiting_why}
+def _waiting(app: App, run: RunRow) -> dict[str, Any]:
+    return {"for": app.settings.product(run.waiting_for), "since": _time(run.waiting_since), "why": run.waiting_why}
 
 
 def list_runs(app: App, recipe: str = "", limit: int = 20) -> list[dict[str, Any]]:

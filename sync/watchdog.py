@@ -54,7 +54,8 @@ def push_stalled(app: App, recipe: Recipe, now: datetime) -> None:
 def _tell_outage(app: App, run: RunRow, now: datetime) -> None:
     """Have a run's readers told of an outage that lasts, every minute until they are."""
     since = run.waiting_since if run.state is RunState.WAITING else None
-    if since is None or run.outage_told == since:
+    over = run.kind is RunKind.EVENTS and run.until is not None and run.until <= now  # the next day goes on with it
+    if since is None or run.outage_told == since or over:
         return
     if (now - since).total_seconds() >= app.settings.outage_alert_s:
         app.queues.send(SummaryMessage(run_id=run.run_id))

@@ -84,7 +84,7 @@ def test_servicenow_down_for_half_an_hour(resting: World, monkeypatch: pytest.Mo
     assert (calls, counts) == (fault.hit, {1})
     assert calls <= 30 * CALLS_A_MINUTE
     assert page["state"] == "waiting"
-    assert page["waiting"]["for"] == "servicenow"
+    assert page["waiting"]["for"] == "ServiceNow (connection servicenow)"
     assert datetime.fromisoformat(page["waiting"]["since"]) - down_at < timedelta(minutes=1)
     for moments in seen.values():
         gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(moments)]

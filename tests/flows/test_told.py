@@ -5,8 +5,8 @@ import pytest
 from sandbox.mailbox import MailFaultKind
 from sandbox.simulator import FaultKind
 from shared.errors import ConfigError, MappingError
-from shared.state.rows import MailState, Outcome, RunRow, RunState
-from sync import repairs, views
+from shared.state.rows import MailState, Outcome, RunKind, RunRow, RunState
+from sync import repairs, runs, views
 from sync.app import build_app
 from tests.flows.contacts import ContactWorld
 from tests.flows.world import RECIPIENT, World
@@ -21,7 +21,7 @@ def test_run_that_waits_says_why(world: World) -> None:
     world.pump.run(until=lambda: world.run_row(run.run_id).state is RunState.WAITING)
 
     waiting = views.run_view(world.app, world.run_row(run.run_id))["waiting"]
-    assert waiting["for"] == "dynamics365"
+    assert waiting["for"] == "Dynamics 365 (connection dynamics365)"
     assert "503" in waiting["why"]
 
 
@@ -93,11 +93,92 @@ def test_long_outage_is_told_once_and_the_run_goes_on(world: World) -> None:
 
     told, summary = world.mailbox.mails
     assert (early, told.recipients) == (0, (RECIPIENT,))
-    assert "waits for dynamics365" in told.message["Subject"]
-    assert "dynamics365 has not answered since Tue 10 March 2026" in " ".join(told.text.split())
+    assert "waits for Dynamics 365 (connection dynamics365)" in told.message["Subject"]
+    assert "Dynamics 365 (connection dynamics365) has not answered since Tue 10 March" in " ".join(told.text.split())
     assert "goes on by itself" in " ".join(told.text.split())
     assert "1 synced" in summary.message["Subject"]
     assert world.results(run)[case].outcome is Outcome.CREATED
+
+
+def test_outage_that_only_events_meet_is_told_once(contact_world: ContactWorld) -> None:
+    """With no run going, the day of events says which system is down and since when; its readers get one mail.
+
+    What needs nothing of that system comes and goes meanwhile and does not count as its answer.
+    """
+    world = contact_world
+    known = world.contact("known@customer.example")
+    world.send("contact", known, "Create")
+    world.marketo.add_fault(FaultKind.REFUSE, times=0)
+    down_at = world.now()
+    event = world.hook("contact", world.contact("ana@customer.example"), "Create")
+
+    for _ in range(4):
+        world.tick_for(6)
+        world.hook("contact", known)
+    early, page = len(world.mailbox.mails), views.run_view(world.app, world.event_run())
+    world.tick_for(60)
+    told = list(world.mailbox.mails)
+    world.marketo.faults.clear()
+    world.tick_for(30)
+
+    (mail,) = told
+    assert (early, mail.recipients) == (0, ("support.lead@example.com",))
+    assert (page["state"], page["waiting"]["for"]) == ("waiting", "Marketo (connection marketo)")
+    assert page["waiting"]["since"].startswith(down_at.isoformat()[:16])
+    assert "waits for Marketo (connection marketo)" in mail.message["Subject"]
+    text = " ".join(mail.text.split())
+    assert "Marketo (connection marketo) has not answered since Tue 10 March 2026" in text
+    assert world.event(event).outcome is Outcome.CREATED
+    after = views.run_view(world.app, world.event_run())
+    assert (after["state"], after["waiting"], len(world.mailbox.mails)) == ("running", None, 1)
+
+
+def test_lost_answer_is_no_outage_once_its_record_is_found(contact_world: ContactWorld) -> None:
+    """A day of events whose one create is found again, and not written a second time, waits for nobody any more."""
+    world = contact_world
+    world.marketo.add_fault(FaultKind.RESET_AFTER, method="POST", path="/leads.json")
+    event = world.hook("contact", world.contact("ana@customer.example"), "Create")
+
+    world.pump.run(for_s=10)
+    page = views.run_view(world.app, world.event_run())
+    world.tick_for(60)
+
+    assert (page["state"], page["waiting"]["for"]) == ("waiting", "Marketo (connection marketo)")
+    assert world.event(event).outcome is Outcome.CREATED
+    assert (world.event_run().state, world.mailbox.mails) == (RunState.RUNNING, [])
+
+
+def test_outage_over_midnight_is_one_outage(contact_world: ContactWorld) -> None:
+    """The next day of events goes on to say since when a system is down, and tells nobody a second time."""
+    world = contact_world
+    world.advance_to(world.now().replace(hour=22))
+    world.marketo.add_fault(FaultKind.REFUSE, times=0)
+    down_at = world.now()
+    world.hook("contact", world.contact("ana@customer.example"), "Create")
+
+    world.tick_for(4 * 60)
+
+    days = [run for run in world.view.query(RunRow, world.recipe) if run.kind is RunKind.EVENTS]
+    today, yesterday = (views.run_view(world.app, run) for run in days)
+    assert today["waiting"]["since"].startswith(down_at.isoformat()[:16])
+    assert (yesterday["state"], yesterday["waiting"]) == ("completed", None)
+    assert len(world.mailbox.mails) == 1
+
+
+def test_cancelled_run_waits_for_nobody(world: World) -> None:
+    """A run that was cancelled in an outage says so, and neither its page nor its mail that it goes on by itself."""
+    world.add_case()
+    world.dynamics.add_fault(FaultKind.REFUSE, times=0)
+    run = world.start()
+    world.tick_for(5)
+
+    runs.cancel_run(world.app, run.run_id, "test")
+    world.pump.run()
+
+    (mail,) = world.mailbox.mails
+    assert "cancelled" in mail.message["Subject"]
+    assert "goes on by itself" not in " ".join(mail.text.split())
+    assert views.run_view(world.app, world.run_row(run))["waiting"] is None
 
 
 def test_outage_is_told_when_the_mail_server_answers_again(world: World) -> None:
