@@ -9,7 +9,7 @@ import pytest
 from sandbox.servicenow import USER_NAME
 from sandbox.simulator import FaultKind
 from shared.state.rows import ItemModel, Outcome, RunState
-from sync import items
+from sync import items, runs
 from sync.children import removals_of
 from tests.flows.test_children import at_work
 from tests.flows.twins import GROUPS, TwinWorld, new_twin_world
@@ -242,6 +242,68 @@ def test_a_preview_counts_removals_and_keeps_everybody(twins: TwinWorld) -> None
 
     assert twins.result(run).fields == {MEMBERS: "1 removed"}
     assert twins.members("Hardware") == ["ada@acme.example", "bo@acme.example"]
+
+
+@pytest.mark.parametrize("bulk_above", ["1000", "0"], ids=["one by one", "bulk"])
+@pytest.mark.parametrize("changed_too", [False, True], ids=["members alone", "group too"])
+def test_many_members_who_leave_wait_for_a_person(
+    stage: Stage, tmp_path: Path, prefix: str, bulk_above: str, *, changed_too: bool
+) -> None:
+    """A group that would lose more members than a run may take away is held, whole; the other groups are kept in step."""
+    values = {"MAX_REMOVALS": "2", "BULK_ABOVE": bulk_above}
+    with new_twin_world(stage, tmp_path / "recipes", prefix, values) as twins:
+        group, members = mirrored(twins, "ada", "bo", "cy", "di")
+        for name in ("ada", "bo", "cy"):
+            twins.leave(group, members[name])
+        if changed_too:
+            twins.servicenow.update("sys_user_group", group, description="Three have left")
+        twins.join(group, twins.people("ed")["ed"][0])
+        twins.join(twins.servicenow.insert("sys_user_group", name="Software"), twins.people("flo")["flo"][0])
+        twins.advance(60)
+        twins.mailbox.mails.clear()
+        twins.forget_journal()
+
+        run = twins.start_again(GROUPS)
+        twins.pump.run(for_s=60)
+        held, before = twins.run_row(run), twins.members("Hardware")
+        removed = twins.vendor.requests("DELETE")
+        runs.confirm_run(twins.app, run.run_id, "operator@example.com")
+        twins.pump.run(for_s=600)
+
+        assert (held.state, held.held_for, held.held_count) == (RunState.AWAITING_CONFIRMATION, "removals", 3)
+        assert "take away 3 of 6" in " ".join(twins.mailbox.mails[0].text.split())
+        assert (before, removed) == ([f"{name}@acme.example" for name in ("ada", "bo", "cy", "di")], [])
+        assert twins.members("Software") == ["flo@acme.example"]
+        assert twins.members("Hardware") == ["di@acme.example", "ed@acme.example"]
+        assert twins.run_row(run).counts == {"created": 1, "updated": 1}
+
+
+def test_few_members_who_leave_need_no_confirmation(twins: TwinWorld) -> None:
+    """Up to the guard members are taken away at once, of several groups together."""
+    twins.change_settings(max_removals=2)
+    group, members = mirrored(twins, "ada", "bo", "cy")
+    for name in ("ada", "bo"):
+        twins.leave(group, members[name])
+
+    run = twins.sync_recipe(GROUPS)
+
+    assert (run.state, run.counts) == (RunState.COMPLETED, {"updated": 1})
+    assert twins.members("Hardware") == ["cy@acme.example"]
+
+
+def test_outage_does_not_lead_around_the_guard_of_members(twins: TwinWorld) -> None:
+    """A group that its page could not look up is held like the others once the vendor answers."""
+    twins.change_settings(max_removals=2)
+    group, members = mirrored(twins, "ada", "bo", "cy", "di")
+    for name in ("ada", "bo", "cy"):
+        twins.leave(group, members[name])
+    twins.servicenow.update("sys_user_group", group, description="Three have left")
+    twins.vendor.add_fault(FaultKind.STATUS, method="GET", path="/table/", status=503, times=12)
+
+    run = twins.sync_recipe(GROUPS)
+
+    assert (run.state, run.held_count) == (RunState.AWAITING_CONFIRMATION, 3)
+    assert len(twins.members("Hardware")) == 4
 
 
 def test_kills_leave_the_members_as_the_source_has_them(twins: TwinWorld) -> None:
