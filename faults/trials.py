@@ -183,6 +183,7 @@ def prepare_contacts(scene: Scene) -> None:
     accounts = [sim.insert("account", name=f"Company {n}", address1_city="Delft", revenue=1000 + n) for n in range(6)]
     old = [_add_contact(scene, n, accounts[n % 4] if n % 3 else None) for n in range(BEFORE)]
     scene.marketo.insert("leads", email="person2@customer.example", firstName="Known", lastName="Before")
+    scene.marketo.insert("companies", externalCompanyId=accounts[5], company="Was there")
     scene.clock.advance(60)
     _sweep(scene, CONTACTS)
     scene.clock.advance(3600)
@@ -253,10 +254,11 @@ def prepare_accounts(scene: Scene) -> None:
     for key in old[:8]:
         sim.update("account", key, address1_city="Gouda")
     sim.update("account", old[9], statecode=1, statuscode=2)
-    for number in range(NEW):
-        sim.insert("account", name=f"New company {number:02d}", telephone1=f"+31 10 {number:03d}")
+    new = [sim.insert("account", name=f"New company {n:02d}", telephone1=f"+31 10 {n:03d}") for n in range(NEW)]
+    for number in (1, 8, 15):
+        scene.marketo.insert("companies", externalCompanyId=new[number], company="Was there", billingCity="Oslo")
     sim.insert("account", name=None)
-    scene.clock.advance(60)
+    scene.clock.advance(300)  # longer than clocks may differ
 
 
 def work_accounts(scene: Scene) -> Facts:
