@@ -29,6 +29,7 @@ from azure.core.pipeline.transport import HttpTransport, RequestsTransport
 from azure.data.tables import TableServiceClient
 from azure.storage.queue import LinearRetry, QueueServiceClient
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 
 from shared.errors import ConfigError, StateError, SyncError
 
@@ -113,8 +114,27 @@ class StorageTransport(RequestsTransport):  # type: ignore[misc]  # the SDK load
         return response
 
 
+class StorageSession(requests.Session):
+    """Sends what the SDK made as it is: no cookies, no redirects, and nothing merged in that was told once for all."""
+
+    def request(  # type: ignore[override]  # the SDK names all that it gives
+        self, method: str, url: str, *, headers: Mapping[str, str], data: Any, stream: bool = False, **options: Any
+    ) -> requests.Response:
+        """Send a request and return its answer, which is read unless it is to be streamed."""
+        request = requests.PreparedRequest()
+        request.prepare_method(method)
+        request.prepare_url(url, None)
+        request.headers = CaseInsensitiveDict({"Accept-Encoding": "gzip, deflate", **headers})
+        request.prepare_body(data, options["files"])
+        told = {name: options[name] for name in ("timeout", "verify", "cert")}
+        response = self.get_adapter(url).send(request, stream=stream, proxies=self.proxies, **told)
+        if not stream:
+            response.content  # noqa: B018  # reads it
+        return response
+
+
 def _transport(connection_string: str | None, endpoint: str | None) -> RequestsTransport:
-    session = requests.Session()
+    session = StorageSession()
     # Proxies and CA bundle of the environment, read once: requests would look for them, and for a netrc, at every call.
     named = re.search(r"https?://[^;]+", connection_string or "")
     address = endpoint or (named[0] if named else AZURE_ADDRESS)
