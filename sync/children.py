@@ -162,43 +162,50 @@ def _links(inner: Flow, work: Work) -> list[LinkRow]:
 
 
 def _family(flow: Flow, inner: Flow, work: Work, stored: Sequence[LinkRow]) -> Family:
-    block, target = inner.recipe.block, work.written or work.target
+    block = inner.recipe.block
     rows = {_id_of(block, row): row for row in child_rows(block, work.source)}
-    everywhere = block.model_copy(update={"when": {}})
-    there = {_id_of(block, row) for row in child_rows(everywhere, work.source)}
+    there = {_id_of(block, row) for row in child_rows(block.model_copy(update={"when": {}}), work.source)}
     known = {links.source_key(inner, row): row for row in stored if row.other_key or row.side == inner.source_name}
     linked = {key: row for key, row in known.items() if row.other_key}
     mirrored = block.write is WriteMode.MIRROR
     may_go = known if mirrored else linked  # what is claimed only may have been made, and its answer lost
-    siblings = Siblings(
-        links.target_key(flow, work.link) if work.link and work.link.other_key else target.key if target else "",
-        {links.target_key(inner, row): key for key, row in linked.items() if key in there or not block.from_},
-    )
-    if not siblings.parent or (work.fresh and block.is_marked):
-        siblings.rows = {}  # nothing can be there
-    above = work.link.row_key if work.link else work.key  # without a link it is a preview
-    blank = LinkRow(pair=inner.pair, side=inner.source_name, key="", parent=above)
+    owners = {links.target_key(inner, row): key for key, row in linked.items() if key in there or not block.from_}
+    parent = _target_key(flow, work)
+    siblings = Siblings(parent, owners, rows={} if not parent or (work.fresh and block.is_marked) else None)
     return Family(
-        works=[
-            Work(
-                ItemModel(key=key),
-                page=work.page,
-                event_id=work.event_id,
-                owner=f"{work.owner}/{key}",
-                row=row,
-                link=known.get(key) or blank.model_copy(update={"key": key}),
-                linked=True,
-                siblings=siblings,
-                attempts=work.attempts,
-                first_sent_at=work.first_sent_at,
-            )
-            for key, row in rows.items()
-        ],
+        works=[_child(inner, work, siblings, row, known.get(key), key) for key, row in rows.items()],
         stale=[row for key, row in may_go.items() if key not in rows and (block.from_ or key in there)],
         mirrored=mirrored,
         in_making=[row for row in stored if not row.other_key and row.side != inner.source_name],
         siblings=siblings,
         owner=work.owner,
+    )
+
+
+def _target_key(flow: Flow, work: Work) -> str:
+    """Return the key of a record's target, "" while it would only be made."""
+    if work.link is not None and work.link.other_key:
+        return links.target_key(flow, work.link)
+    target = work.written or work.target
+    return target.key if target else ""
+
+
+def _child(inner: Flow, work: Work, siblings: Siblings, row: Row, link: LinkRow | None, key: str) -> Work:
+    """Start the work on a record's child; its claims are told from those of other children by its key."""
+    if link is None:
+        above = work.link.row_key if work.link else work.key  # without a link it is a preview
+        link = LinkRow(pair=inner.pair, side=inner.source_name, key=key, parent=above)
+    return Work(
+        ItemModel(key=key),
+        page=work.page,
+        event_id=work.event_id,
+        owner=f"{work.owner}/{key}",
+        row=row,
+        link=link,
+        linked=True,
+        siblings=siblings,
+        attempts=work.attempts,
+        first_sent_at=work.first_sent_at,
     )
 
 
