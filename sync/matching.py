@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from shared.clients.system import Key, Paths, Row, Target, Value
 from shared.errors import MappingError, RejectedError, SyncError
 from shared.markers import carries
+from shared.state.storage import SideBySide
 from sync.decide import comparable, same_value, search_key
 from sync.mapping import Mapped
 from sync.recipe import MatchRule
+
+_SIDE_BY_SIDE = SideBySide()
 
 Owner = Callable[[str], str]
 """Returns where a person finds the other source record that a target record belongs to; "" when it is free, or ours."""
@@ -37,20 +40,24 @@ def find_matches(
 ) -> list[Match | SyncError | None]:
     """Find each ask's record; one answer each: the match, None for none, or the error that ends the search.
 
-    All asks are looked up together, one call per rule. Raises RemoteError when the system cannot be asked at all.
+    All asks are looked up together, one call per rule: of many asks by all rules at the same time, of a single one by
+    the next rule only where those before found nothing. Raises RemoteError when the system cannot be asked at all.
     """
     answers: dict[int, Match | SyncError | None] = {}
-    first = next((rule for rule in rules if not rule.link), None)
-    for rule in rules:
-        if rule.link:  # decided before the rules are asked
-            continue
+    asked = [rule for rule in rules if not rule.link]  # a link was looked at before the rules are asked
+    first = asked[0] if asked else None
+
+    def look(rule: MatchRule) -> tuple[dict[int, list[Row]], dict[int, SyncError]]:
         keys = {
             index: values
             for index, (mapped, _) in enumerate(asks)
             if index not in answers and (values := _values(rule, mapped))
         }
-        hits, refused = look_up(target, record, paths, rule, keys)
-        for index in keys:
+        return look_up(target, record, paths, rule, keys)
+
+    found = _SIDE_BY_SIDE.map(look, asked) if len(asks) > 1 else map(look, asked)
+    for rule, (hits, refused) in zip(asked, found, strict=True):
+        for index in [index for index in hits if index not in answers]:
             answer = _judge(rule, rule is first, first, hits[index], *asks[index])
             if answer is None and index in refused and rule is first:
                 answer = refused[index]
