@@ -21,7 +21,8 @@ from sync.app import App
 from sync.flow import Flow
 from sync.work import Work
 
-CHUNK = 125  # records that are claimed before the first of them is written
+LEAST_PORTION = 125  # records that are claimed before the first of them is written …
+CALLS_IN_A_ROW = 8  # … or so many as the target takes in so many turns: their rows then share transactions
 _SIDE_BY_SIDE = SideBySide()
 
 A = TypeVar("A")
@@ -34,9 +35,9 @@ def is_bulk(app: App, run: RunRow, page: PageRow) -> bool:
     return run.kind is RunKind.BACKFILL or (page.page + 1) * len(page.keys) > app.settings.bulk_above
 
 
-def portions(flow: Flow, works: Sequence[Work]) -> Iterator[Sequence[Work]]:
+def portions(flow: Flow, works: Sequence[Work], permits: int) -> Iterator[Sequence[Work]]:
     """Yield works in portions for as long as there is time; what does not come is to be sent on."""
-    size = max(CHUNK, flow.target.writes_together)
+    size = max(LEAST_PORTION, CALLS_IN_A_ROW * permits, flow.target.writes_together)
     for start in range(0, len(works), size):
         if not _has_time(flow):
             return

@@ -36,7 +36,7 @@ from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
-from sync.portions import ROOM, Relay, by_shard, send_next, work_portions
+from sync.portions import ROOM, Relay, by_shard, permits_of, send_next, work_portions
 from sync.recipe import GoneAction
 from sync.verify import verify
 from sync.work import Work
@@ -288,7 +288,7 @@ def _work_here(
         bulk.finish(flow, run, portion)
         _close(app, flow, run, message, portion)
 
-    worked = work_portions(bulk.portions(flow, ready), work)
+    worked = work_portions(bulk.portions(flow, ready, permits_of(app, flow)), work)
     return [*ready[worked:], *unprepared]
 
 

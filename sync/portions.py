@@ -95,8 +95,12 @@ class Relay:
 
 def pages_at_once(app: App, flow: Flow) -> int:
     """Return how many pages a run has in hand over all workers: enough to use the target's permits, and little more."""
-    permits = app.settings.connection(flow.recipe.target.connection).concurrency
-    return min(MOST_PAGES, LEAST_PAGES + permits // PERMITS_A_PAGE)
+    return min(MOST_PAGES, LEAST_PAGES + permits_of(app, flow) // PERMITS_A_PAGE)
+
+
+def permits_of(app: App, flow: Flow) -> int:
+    """Return how many calls at once the target allows, over all workers."""
+    return app.settings.connection(flow.recipe.target.connection).concurrency
 
 
 class Room:
