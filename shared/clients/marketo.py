@@ -7,7 +7,7 @@ they are joined by position; and two upserts of one email at the same time can m
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -150,7 +150,7 @@ class Marketo:
         self, schema: Schema, entries: Sequence[Entry], answers: dict[int, Written | SyncError]
     ) -> list[Entry]:
         """Leave out changes that would give a lead the email of another one: the vendor does not refuse them."""
-        field, wanted = self._lookup_field, {}
+        field, wanted = self._lookup_field, dict[int, str]()
         for entry in entries:
             value = entry.body.get(field) if entry.key is not None else None
             if value is None or not as_text(value).strip():
@@ -159,24 +159,29 @@ class Marketo:
                 wanted[entry.index] = _filter_text(schema, field, value).casefold()
             except RejectedError as exc:
                 answers[entry.index] = exc
-        holders: dict[str, str] = {}
         try:
-            keys = [(text,) for text in wanted.values()]
-            for row in self.fetch_rows("lead", frozenset((field,)), (field,), keys) if keys else ():
-                text = str(row.fields[field]).casefold()
-                holders[text] = row.key if holders.get(text, row.key) == row.key else ""  # several: nobody's
+            holders = self._holders(field, wanted.values())
         except SyncError as exc:
-            answers.update((index, exc) for index in wanted)
-            wanted = {}
+            answers.update(dict.fromkeys(wanted, exc))
+            wanted, holders = {}, {}
         for entry in entries:
-            text = wanted.get(entry.index, "")
-            if text and holders.setdefault(text, str(entry.key)) != entry.key:
+            text = wanted.get(entry.index)
+            if text is not None and holders.setdefault(text, str(entry.key)) != entry.key:
                 answers[entry.index] = RejectedError(
                     f"Another lead in Marketo has this {field} ({self._http.connection}). Merge the two.",
                     code="ambiguous_match",
                     connection=self._http.connection,
                 )
         return [entry for entry in entries if entry.index not in answers]
+
+    def _holders(self, field: str, texts: Iterable[str]) -> dict[str, str]:
+        """Return which lead has each of a field's values now; "" for a value that several have."""
+        holders: dict[str, str] = {}
+        keys = [(text,) for text in texts]
+        for row in self.fetch_rows("lead", frozenset((field,)), (field,), keys) if keys else ():
+            text = str(row.fields[field]).casefold()
+            holders[text] = row.key if holders.get(text, row.key) == row.key else ""
+        return holders
 
     def _match_field(self, write: Write) -> str:
         return next(iter(write.match)) if len(write.match) == 1 else self._lookup_field or "email"
@@ -355,17 +360,10 @@ class Marketo:
         try:
             return self._http.call(method, path, **facts)
         except AccessError as exc:
-            if kind.record != "company" or exc.code not in _COMPANIES_CLOSED:
-                raise
-            raise AccessError(
-                f"{exc.message} Where native CRM sync keeps the companies, {COMPANY_ON_LEAD}.",
-                code=exc.code,
-                connection=exc.connection,
-                method=exc.method,
-                path=exc.path,
-                status=exc.status,
-                request_id=exc.request_id,
-            ) from None
+            if kind.record == "company" and exc.code in _COMPANIES_CLOSED:
+                exc.message += f" Where native CRM sync keeps the companies, {COMPANY_ON_LEAD}."
+                exc.args = (exc.message,)
+            raise
 
 
 _COMPANIES_CLOSED = (AccessError.code, "company_interface_off", "feature_off")
