@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from shared.clients.system import System
 from shared.errors import MappingError
+from shared.state.rows import LinkRow
 from sync import links
 from sync.decide import NOT_OURS, NOT_SHOWN, agreed_name, appends
 from sync.flow import Flow, Writer, pair_name
@@ -47,6 +48,8 @@ def _writing_finds(block: Block) -> Iterator[tuple[tuple[str, ...], Block]]:
 def check_owned(flow: Flow, work: Work) -> None:
     """Look whether a field that is to be written was filled by another pair's recipe.
 
+    Where both have, in the same moment, it belongs to the pair whose name comes first.
+
     Raises MappingError `owned_by_other_recipe`.
     """
     target = work.target
@@ -58,8 +61,8 @@ def check_owned(flow: Flow, work: Work) -> None:
         shared = sorted(names & writer.fields) if writer.record == flow.target_name else []
         for pair in writer.pairs() - {flow.pair} if shared else ():
             link = links.link_of(flow, pair, flow.target_name, target.key)
-            agreed = link.agreed if link else {}
-            owned = [name for name in shared if _is_filled(agreed.get(agreed_name(flow.target_name, name)))]
+            ours = work.link if flow.pair < pair else None
+            owned = [name for name in shared if _fills(flow, link, name) and not _fills(flow, ours, name)]
             if owned:
                 raise MappingError(
                     f"{owned[0]} of this {record.noun} was filled by the recipe {writer.title!r}, so it belongs to that "
@@ -68,5 +71,7 @@ def check_owned(flow: Flow, work: Work) -> None:
                 )
 
 
-def _is_filled(digest: str | None) -> bool:
+def _fills(flow: Flow, link: LinkRow | None, name: str) -> bool:
+    """Tell whether a link says that its recipe filled a field."""
+    digest = link.agreed.get(agreed_name(flow.target_name, name)) if link else None
     return digest is not None and not digest.startswith((NOT_OURS, NOT_SHOWN))

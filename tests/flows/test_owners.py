@@ -1,5 +1,7 @@
 """A field belongs to one recipe pair: what another pair's recipe has filled is not written over, and both recipes are named."""
 
+from collections.abc import Callable
+
 import pytest
 
 from shared.state.rows import Outcome, ResultRow
@@ -77,3 +79,48 @@ def test_field_that_the_target_held_by_itself_belongs_to_nobody(world: World) ->
 
     assert result.outcome is Outcome.ADOPTED
     assert world.incident_of(case)["urgency"] == "1"
+
+
+@pytest.mark.parametrize("first", [World.recipe, "contact_to_incident"])
+def test_field_that_two_recipes_fill_in_the_same_moment_belongs_to_one(world: World, first: str) -> None:
+    """Neither saw the other's write; whichever came first, the pair whose name comes first keeps the field, and goes on."""
+    incident = world.servicenow.insert(
+        "incident", short_description="Broken printer", urgency="3", caller_id=world.users(CALLER)[0]["sys_id"]
+    )
+    case = world.add_case("Broken printer")
+    contact = world.add_contact(None, lastname="Broken printer", jobtitle="1", modifiedon=YESTERDAY)
+    (world._folder / "contact_to_incident.yaml").write_text(RIVAL.replace('FIELD: {value: "1"}', "urgency: jobtitle"))
+    world.app = world.build_app(world.settings)
+    second = next(name for name in world.app.recipes if name != first)
+    _before_write(world, lambda: _run(world, second, "yesterday"))
+
+    _run(world, first, "yesterday")
+    world.pump.run()
+    world.edit_case(case, prioritycode=3)
+    world.dynamics.update("contact", contact, jobtitle="3")
+    world.advance(60)
+    loser, winner = (_run(world, name, "today") for name in (World.recipe, "contact_to_incident"))
+
+    assert (loser[case].reason, winner[contact].outcome) == ("owned_by_other_recipe", Outcome.UPDATED)
+    assert world.servicenow.tables["incident"][incident]["urgency"] == "3"
+
+
+def _before_write(world: World, happen: Callable[[], object]) -> None:
+    """Let something happen once, right before the next change of an incident leaves."""
+    carry, waiting = world.wire.carry, [happen]
+
+    def carry_later(said: str, call: Callable[[], object]) -> object:
+        if said.startswith("servicenow PATCH") and waiting:
+            waiting.pop()()
+        return carry(said, call)
+
+    world.wire.carry = carry_later  # type: ignore[method-assign]
+
+
+def _run(world: World, recipe: str, window: str) -> dict[str, ResultRow]:
+    """Run one of the recipes and return its results."""
+    before, world.recipe = world.recipe, recipe
+    run = world.start(window)
+    world.recipe = before
+    world.pump.run(for_s=30)
+    return world.results(run)
