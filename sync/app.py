@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from shared.clients.system import Source, System, Target
@@ -199,7 +199,7 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
         digests=settings.digests(),
         system=services.system,
         send_mail=services.send_mail,
-        now=lambda: datetime.now(UTC),
+        now=services.tables.now,  # workers compare times with each other: their own clocks may differ
         runs=RunMemory(),
     )
 
