@@ -36,8 +36,7 @@ CALLS_PER_LOOK = 20
 FIRST_LOOK_S = 0.5  # after a block was taken, each next one waits twice as long …
 MANY_CALLS, BUSY_LOOK_S = 45, 0.25  # … but with so many calls in between it is soon: what others want changes fast
 IDLE_S, IDLE_BESIDE_OTHERS_S = 0.5, 0.2  # without a call, until the block goes back
-RETRY_S = (0.1, 1.0)  # between asks of a process that lacks its share: first, last …
-MANY_PERMITS = 10  # … which is the sooner, the more permits beyond these there are to be had
+RETRY_S = (0.1, 1.0)  # between asks of a process that lacks its share: first, last
 MIN_GAP_S = 0.05  # between two exchanges
 SAME_PAUSE_S = 0.5  # pauses that differ by less are one
 CONFLICTS = 10  # processes that may be faster than us in a row
@@ -101,7 +100,7 @@ class SharedPermits:
         self._last: Settled | None = None
         self._looked_at_s = -1e9
         self._next_look_s = FIRST_LOOK_S / 2
-        self._retry_s, self._longest_retry_s = RETRY_S[0], min(RETRY_S[1], MANY_PERMITS / limits.concurrency)
+        self._retry_s = RETRY_S[0]
         self._publish = False  # whether the row still has to hear of our pause
         self._listed = False  # whether the row has a block of ours
 
@@ -323,7 +322,7 @@ class SharedPermits:
             return gap
         if self._last is None or self._last.starved:
             return self._looked_at_s + self._retry_s
-        return self._looked_at_s + self._longest_retry_s if self._last.room else float("inf")
+        return self._looked_at_s + RETRY_S[1] if self._last.room else float("inf")
 
     def _out_of_calls(self) -> bool:
         return any(
@@ -423,7 +422,7 @@ class SharedPermits:
                     self._wake_waiters()
                 else:
                     self._dry.pop(f"{budget.name}|{lane}", None)
-        self._retry_s = min(self._retry_s * 2, self._longest_retry_s) if settled.starved else RETRY_S[0]
+        self._retry_s = min(self._retry_s * 2, RETRY_S[1]) if settled.starved else RETRY_S[0]
         self._serve()
 
     def _fail(self, exc: SyncError) -> None:
