@@ -97,7 +97,7 @@ async def _host(options: argparse.Namespace, env: dict[str, str], config: HostCo
                 routes,
                 http_pool.invoke,
                 pool.invoke,
-                lambda: _state(pool, listeners),
+                lambda: _state(pool, http_pool, listeners),
                 options.enforce_keys,
                 options.http_limit_s,
             )
@@ -195,9 +195,13 @@ def _list_functions(functions: tuple[FunctionFacts, ...], routes: list[Route], u
     return "\n".join(lines)
 
 
-def _state(pool: WorkerPool, listeners: list[QueueListener]) -> dict[str, Any]:
+def _state(pool: WorkerPool, http_pool: WorkerPool, listeners: list[QueueListener]) -> dict[str, Any]:
     in_flight = {listener.function: listener.in_flight for listener in listeners}
-    return {"workers": pool.pids(), "running": pool.running(), "in_flight": in_flight}
+    return {
+        "workers": list(dict.fromkeys(pool.pids() + http_pool.pids())),
+        "running": pool.running(),
+        "in_flight": in_flight,
+    }
 
 
 def _tell_ready(fd: int | None, url: str, pool: WorkerPool) -> None:
