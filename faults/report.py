@@ -119,4 +119,17 @@ processes and SIGKILL. Several faults that are far apart strike in one run; if i
 | HTML with 200 | it takes effect; the answer is a web page |
 | token expired | every token is void from this call on |
 | killed before, after | the process ends right before the request leaves, or when its answer arrives |
+
+## What may differ
+
+Three things are not counted as failures:
+
+- **A mail that comes twice** under the same Message-ID, at most once more: the worker died, or storage refused, between the mail's
+  sending and the note that it is sent. Whether the mail server has it cannot be asked. Were it noted before it is sent, the same death
+  would lose it. This holds for a digest as for a summary.
+- **A claim that is over, on a record that failed**: a worker claimed a record to create it and died; the redelivery found, before it
+  came to that claim, that the record cannot be written (another has its email). The claim is the only trace of a create that may have
+  left, so it stays. It holds nobody up: the next attempt at that record takes it over and looks for the create before it makes one.
+- **Less said than could be**: after a death a result may lack the names of users made on the way, or a warning, and a match value may
+  not be noted, which costs a look-up; never more is said.
 """
