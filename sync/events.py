@@ -2,10 +2,12 @@
 
 A recipe's events of a day form one run, closed after midnight in the app's zone; a late event belongs to the day on which
 it is worked. A result is keyed by its event's id, so a repeat changes nothing. When many events wait, one invocation
-takes more of them along and works them together: every event keeps its own result, its own claims and its own retry.
+takes more of them along and works them together: every event keeps its own result, its own claims and its own retry,
+also one of a message that holds several.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import threading
@@ -14,7 +16,7 @@ from datetime import datetime, time, timedelta
 
 from shared import attempt
 from shared.errors import MappingError
-from shared.state.queues import Taken, again
+from shared.state.queues import MOST_TAKEN, Taken, again
 from shared.state.rows import (
     EVENT_PAGES,
     EventMessage,
@@ -67,18 +69,47 @@ def _turn() -> Iterator[None]:
 
 
 def _work_lot(app: App, first: Taken[EventMessage]) -> None:
-    died = first.dequeue_count > 1
-    waiting = (
-        [] if died else app.queues.take_more(EventMessage, app.settings.events_together - 1, app.settings.queue_lease_s)
-    )
+    waiting = [] if first.dequeue_count > 1 else _take_along(app, first)
     together = [first, *(taken for taken in waiting if taken.dequeue_count == 1)]
     for group in [together, *([taken] for taken in waiting if taken.dequeue_count > 1)]:
-        for recipe, events in _by_recipe(group).items():
-            with attempt.attempt(recipe=recipe):
-                _work_together(app, recipe, events)
+        if group[0].dequeue_count > 1 and group[0].message.others:
+            _take_apart(app, group[0])
+        else:
+            for recipe, events in _by_recipe([event for taken in group for event in split(taken)]).items():
+                with attempt.attempt(recipe=recipe):
+                    _work_together(app, recipe, events)
         for taken in group:
             if taken is not first:
                 app.queues.done(taken)
+
+
+def _take_along(app: App, first: Taken[EventMessage]) -> list[Taken[EventMessage]]:
+    """Take what waits until there are events enough; the last messages may hold some more."""
+    waiting: list[Taken[EventMessage]] = []
+    while (wanted := app.settings.events_together - sum(len(split(taken)) for taken in [first, *waiting])) > 0:
+        found = app.queues.take_more(EventMessage, wanted, app.settings.queue_lease_s)
+        waiting += found
+        if len(found) < min(wanted, MOST_TAKEN):
+            break
+    return waiting
+
+
+def split(taken: Taken[EventMessage]) -> list[Taken[EventMessage]]:
+    """Return the events of a message, each as if it had a message of its own, with an id that a redelivery has too."""
+    first, others = taken.message, taken.message.others
+    if not others:
+        return [taken]
+    events = [first.model_copy(update={"others": []}), *others]
+    return [dataclasses.replace(taken, message=event, id=f"{taken.id}.{n}") for n, event in enumerate(events)]
+
+
+def _take_apart(app: App, taken: Taken[EventMessage]) -> None:
+    """Send each event of a message whose worker died on by itself: one of them may have killed it.
+
+    Each keeps its claims. A repeat sends them twice, of which the second finds what the first one did.
+    """
+    events = [event.message.model_copy(update={"first_id": event.id}) for event in split(taken)]
+    app.queues.send_many(events)
 
 
 def _by_recipe(events: Sequence[Taken[EventMessage]]) -> dict[str, list[Taken[EventMessage]]]:
@@ -99,7 +130,7 @@ def _work_together(app: App, name: str, events: Sequence[Taken[EventMessage]]) -
     works = [_work_of(taken) for taken in events]
     works = _without_result(app, run, works, [taken.repeated for taken in events])
     with attempt.attempt(run_id=run.run_id, correlation_id=run.run_id):
-        for batch in _one_each(works):  # the events of one record follow each other
+        for batch in _one_each(works, app.settings.events_together):  # the events of one record follow each other
             bulk.claim_ahead(flow, batch)
             items.prepare(flow, run, batch, create_references=True)
             writing.give_up_ahead(flow, batch)
@@ -143,11 +174,11 @@ def _without_result(app: App, run: RunRow, works: list[Work], repeated: Sequence
     return [work for work in works if id(work) not in done]
 
 
-def _one_each(works: Sequence[Work]) -> list[list[Work]]:
-    """Split works so that no batch holds a record twice."""
+def _one_each(works: Sequence[Work], most: int) -> list[list[Work]]:
+    """Split works so that no batch holds a record twice, or more than `most`."""
     batches: list[dict[str, Work]] = []
     for work in works:
-        batch = next((batch for batch in batches if work.key not in batch), None)
+        batch = next((batch for batch in batches if work.key not in batch and len(batch) < most), None)
         if batch is None:
             batches.append(batch := {})
         batch[work.key] = work

@@ -9,7 +9,7 @@ import contextlib
 import logging
 
 from shared.errors import ConfigError, MappingError, StateError
-from shared.state.queues import parse
+from shared.state.queues import Taken, parse
 from shared.state.rows import (
     EventMessage,
     ItemsMessage,
@@ -77,7 +77,11 @@ def _bury_items(app: App, body: str) -> None:
 
 
 def _bury_event(app: App, body: str) -> None:
-    message = parse(EventMessage, body)
+    for event in events.split(Taken(parse(EventMessage, body), "")):
+        _bury_one(app, event.message)
+
+
+def _bury_one(app: App, message: EventMessage) -> None:
     if message.recipe not in app.recipes:
         _count(app, message.QUEUE, None, 1, "unknown_recipe")
         return

@@ -50,7 +50,7 @@ def receive(app: App, request: Request) -> Response:
             event_id=event.event_id,
             received_at=app.now(),
         )
-        app.queues.send(message, timeout_s=ends_at_s - time.monotonic())
+        app.queues.send_event(message, ends_at_s - time.monotonic())
     if len(taken) < len(events) or not events:
         CALLS.add(app, recipe.name, IGNORED)
     return Response(202, json.dumps({"status": "accepted" if taken else "ignored"}))

@@ -25,8 +25,9 @@ from azure.storage.queue import QueueClient, QueueMessage, QueueServiceClient
 from pydantic import ValidationError
 
 from shared.errors import ConfigError, MappingError, StateError
-from shared.state.rows import ItemModel, ItemsMessage, Message
+from shared.state.rows import EventMessage, ItemModel, ItemsMessage, Message
 from shared.state.storage import Operations, SideBySide, code_of, state_error, status_of
+from shared.state.together import SentTogether
 
 MAX_BODY_BYTES = 64 * 1024  # https://learn.microsoft.com/rest/api/storageservices/put-message
 FITTING_BYTES = 40 * 1024  # of an items message: records travel in it up to here, else their keys alone
@@ -69,6 +70,7 @@ class Queues:
         self._prefix = prefix
         self._clients: dict[str, QueueClient] = {}
         self._side_by_side = side_by_side or SideBySide()
+        self._together = SentTogether(lambda message, timeout_s: self.send(message, timeout_s=timeout_s))
         self.operations = Operations()
 
     def send(self, message: Message, delay_s: float = 0, *, timeout_s: float | None = None) -> None:
@@ -87,29 +89,28 @@ class Queues:
         bound = {} if timeout_s is None else {"ends_at_s": time.monotonic() + timeout_s}
         self._send(message.QUEUE, body, hidden_s, **bound)
 
+    def send_event(self, event: EventMessage, timeout_s: float) -> None:
+        """Send an event within a time, together with those of other threads while storage is busy. Raises StateError."""
+        self._together.send(event, sent_bytes(event.body()), timeout_s)
+
     def send_many(self, messages: Sequence[Message], delay_s: float = 0) -> None:
         """Send messages side by side. Raises the first StateError after all were tried: the others may be sent."""
         self._side_by_side.map(lambda message: self.send(message, delay_s), messages)
 
     def take_more(self, model: type[M], most: int, lease_s: int) -> "list[Taken[M]]":
-        """Take messages that wait behind the one in hand; each stays hidden for `lease_s` and is ended by `done`.
+        """Take messages that wait behind the one in hand, 32 at the most; each is hidden for `lease_s` and ended by `done`.
 
         What is not ours is recorded in the log and dropped.
         """
         taken: list[Taken[M]] = []
-        while len(taken) < most:
-            wanted = min(MOST_TAKEN, most - len(taken))
-            found = self._receive(model.QUEUE, wanted, lease_s)
-            for entry in found:
-                try:
-                    message = parse(model, str(entry.content))
-                except MappingError as exc:
-                    LOG.error("a message that is not ours was dropped", extra={"queue": model.QUEUE, "code": exc.code})  # noqa: TRY400
-                    self._delete(model.QUEUE, entry.id, entry.pop_receipt or "")
-                    continue
-                taken.append(Taken(message, entry.id, entry.dequeue_count or 1, entry.pop_receipt or ""))
-            if len(found) < wanted:
-                break
+        for entry in self._receive(model.QUEUE, min(MOST_TAKEN, most), lease_s):
+            try:
+                message = parse(model, str(entry.content))
+            except MappingError as exc:
+                LOG.error("a message that is not ours was dropped", extra={"queue": model.QUEUE, "code": exc.code})  # noqa: TRY400
+                self._delete(model.QUEUE, entry.id, entry.pop_receipt or "")
+                continue
+            taken.append(Taken(message, entry.id, entry.dequeue_count or 1, entry.pop_receipt or ""))
         return taken
 
     def done(self, taken: "Taken[Any]") -> None:

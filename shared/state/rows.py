@@ -563,7 +563,7 @@ class ItemsMessage(Message):
 
 
 class EventMessage(Message):
-    """Work one webhook event."""
+    """Work one webhook event, and those that were sent along with it."""
 
     QUEUE: ClassVar[str] = "events"
 
@@ -573,6 +573,7 @@ class EventMessage(Message):
     name: str
     event_id: str
     received_at: datetime
+    others: list["EventMessage"] = []  # came while an earlier send was under way; they hold no others
 
 
 class RunMessage(Message):

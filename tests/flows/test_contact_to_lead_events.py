@@ -466,6 +466,128 @@ def test_killed_burst_loses_and_doubles_nothing(contact_world: ContactWorld, aft
     assert wrong == [], "\n".join(wrong)
 
 
+# -- several events in a message ------------------------------------------------------------------------------------------
+
+
+def _hook_together(world: ContactWorld, contacts: list[str]) -> list[str]:
+    """Put one message into the queue that holds an event of each contact, as a busy receiver does; return the events' ids."""
+    first, *others = (
+        EventMessage(
+            recipe=CONTACTS,
+            record="dynamics365.contact",
+            key=contact,
+            name="Create",
+            event_id=f"together:{contact}:Create",
+            received_at=world.now(),
+        )
+        for contact in contacts
+    )
+    world.queues.send(first.model_copy(update={"others": others}))
+    return [event.event_id for event in (first, *others)]
+
+
+def test_events_of_one_message_have_a_result_each(contact_world: ContactWorld) -> None:
+    """A record that is refused fails alone, one that has to wait goes on by itself, a repeat says no more."""
+    world = contact_world
+    contacts = [world.contact(f"c{number}@customer.example") for number in range(4)] + [world.contact(None)]
+    world.marketo.script_error("1003", message="Invalid data", record=1, path="leads", method="POST")
+
+    ids = _hook_together(world, [*contacts, contacts[0]])
+    world.pump.run()
+
+    assert len(set(ids)) == 5
+    counts = world.counted([world.event(event_id) for event_id in set(ids)])
+    assert counts == {"created": 3, "invalid_value": 1, "contact_without_email": 1}
+    assert len(world.leads()) == 3
+
+
+def test_event_of_a_message_that_has_to_wait_goes_on_by_itself(contact_world: ContactWorld) -> None:
+    """While Marketo is away each event is sent again under its own claims; none is lost and none doubled."""
+    world = contact_world
+    fault = world.marketo.add_fault("status", status=503, path="/rest/", times=0)
+    ids = _hook_together(world, [world.contact(f"c{number}@customer.example") for number in range(4)])
+
+    world.pump.run(for_s=600)
+    world.marketo.faults.remove(fault)
+    world.pump.run(for_s=3600)
+
+    assert world.counted([world.event(event_id) for event_id in ids]) == {"created": 4}
+    assert len(world.leads()) == 4
+
+
+def test_two_contacts_with_one_email_in_a_message_are_one_lead(contact_world: ContactWorld) -> None:
+    """Events of a message do not share their claims: the second is told that the address is another contact's."""
+    world = contact_world
+
+    ids = _hook_together(world, [world.contact(EMAIL), world.contact(EMAIL)])
+    world.pump.run(for_s=3600)
+
+    results = [world.event(event_id) for event_id in ids]
+    assert sorted(result.outcome for result in results) == ["created", "failed"]
+    assert {result.reason for result in results if result.outcome is Outcome.FAILED} == {"email_shared"}
+    assert len(world.leads()) == 1
+
+
+@pytest.mark.parametrize("together", [300, 1], ids=["together", "one by one"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_message_of_several_that_kills_loses_and_doubles_nothing(
+    contact_world: ContactWorld, after: bool, together: int
+) -> None:
+    """Whatever kind of call the process dies at, also between two results: one lead a contact, one true result an event."""
+    world = contact_world
+    world.change_settings(events_together=together)
+    world.send("contact", world.contact("first@customer.example"), "Create")
+    _hook_together(world, [world.contact(f"plain-{number}@customer.example") for number in range(4)])
+    world.wire.calls = []
+    world.pump.run()
+    labels, wrong = list(world.wire.calls), []
+    for round_, number in enumerate(firsts_and_lasts(labels)):
+        contacts = [world.contact(f"r{round_}-{n}@customer.example") for n in range(4)]
+        ids = _hook_together(world, contacts)
+        world.wire.kill_at(number, after=after)
+        world.pump.run()
+        world.wire.kill_at(-1, after=False)
+        events = world.events()
+        found = world.counted([events[event_id] for event_id in ids if event_id in events])
+        leads = [lead for lead in world.leads() if str(lead["email"]).startswith(f"r{round_}-")]
+        if (found, len(leads)) != ({"created": 4}, 4):
+            wrong.append(f"{labels[number]}: {found}, {len(leads)} leads")
+
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_event_that_kills_its_worker_takes_no_other_of_its_message_along(contact_world: ContactWorld) -> None:
+    """A message whose worker died is taken apart: the one that kills ends in poison, the others are worked."""
+    world = contact_world
+    world.change_settings(events_together=1)
+    contacts = [world.contact(f"c{number}@customer.example") for number in range(4)]
+    ids = _hook_together(world, contacts)
+
+    def die_of_the_second(delivery: Delivery) -> None:
+        works_it = contacts[1] in delivery.body and (delivery.count == 1 or contacts[0] not in delivery.body)
+        world.wire.kill_at(0 if works_it else -1, after=False)
+
+    world.pump.before = die_of_the_second
+    world.pump.run()
+
+    results = [world.event(event_id) for event_id in ids]
+    assert [result.outcome for result in results] == ["created", "failed", "created", "created"]
+    assert results[1].reason == "worker_died"
+    assert len(world.leads()) == 3
+
+
+def test_message_of_several_that_comes_twice_has_one_result_an_event(contact_world: ContactWorld) -> None:
+    """A message whose deletion was lost is taken apart, and each of its events finds its result."""
+    world = contact_world
+    world.pump.repeats = 2
+
+    ids = _hook_together(world, [world.contact(f"c{number}@customer.example") for number in range(4)])
+    world.pump.run()
+
+    assert world.counted([world.event(event_id) for event_id in ids]) == {"created": 4}
+    assert len(world.leads()) == 4
+
+
 def _labels_of_a_burst(world: ContactWorld) -> list[str]:
     account = world.account("Plain")
     for number in range(6):

@@ -1,0 +1,90 @@
+"""Group commit of webhook events: while a send is under way, the events that come meanwhile gather and go as one message.
+
+A caller is answered when the message that holds its event is in the queue. When idle an event goes at once and alone; the
+longer a send takes, the fewer there are, so a busy storage is asked less and not more.
+"""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+from shared.errors import StateError, SyncError
+from shared.state.rows import EventMessage
+
+MOST_EVENTS = 32  # of a message
+MOST_BYTES = 48 * 1024  # of a message of several
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    """An event whose caller waits."""
+
+    event: EventMessage
+    size: int
+    ended: bool = False
+    error: SyncError | None = None
+
+
+class SentTogether:
+    """Sends events of many threads, one message at a time; `send(message, timeout_s)` sends one."""
+
+    def __init__(self, send: Callable[[EventMessage, float], None]) -> None:
+        self._send, self._free = send, True
+        self._changed = threading.Condition()
+        self._waiting: list[_Waiting] = []
+
+    def waiting(self) -> int:
+        """Return how many events wait for a send to begin."""
+        with self._changed:
+            return len(self._waiting)
+
+    def send(self, event: EventMessage, size: int, timeout_s: float) -> None:
+        """Return when the event is in the queue. Raises StateError when it is not, or not in time.
+
+        The caller who finds nothing under way takes along, besides its own event, those that have waited longest.
+        """
+        ends_at_s = time.monotonic() + timeout_s
+        own = _Waiting(event, size)
+        with self._changed:
+            self._waiting.append(own)
+            self._changed.wait_for(lambda: own not in self._waiting or self._free, timeout_s)
+            if own in self._waiting and not self._free:
+                self._waiting.remove(own)
+                raise StateError("Storage did not answer in time")
+            together = self._take(own) if own in self._waiting else []
+            if not together:  # another caller has taken it along
+                self._changed.wait_for(lambda: own.ended, max(0.0, ends_at_s - time.monotonic()))
+        if together:
+            self._send_all(together, ends_at_s - time.monotonic())
+        if not own.ended:
+            raise StateError("Storage did not answer in time")
+        if own.error is not None:
+            raise own.error
+
+    def _take(self, own: _Waiting) -> list[_Waiting]:
+        self._free = False
+        together, size = [own], own.size
+        for each in self._waiting:
+            if len(together) == MOST_EVENTS:
+                break
+            if each is not own and size + each.size <= MOST_BYTES:
+                together.append(each)
+                size += each.size
+        self._waiting = [each for each in self._waiting if each not in together]
+        return together
+
+    def _send_all(self, together: list[_Waiting], timeout_s: float) -> None:
+        first, *others = (each.event for each in together)
+        error: SyncError | None = StateError("The send was given up")
+        try:
+            self._send(first.model_copy(update={"others": others}), timeout_s)
+            error = None
+        except SyncError as exc:
+            error = exc
+        finally:
+            with self._changed:
+                self._free = True
+                for each in together:
+                    each.ended, each.error = True, error
+                self._changed.notify_all()

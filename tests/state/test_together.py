@@ -1,0 +1,156 @@
+"""Webhook events that wait for a busy storage go together, and each caller learns what became of its own."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from shared.errors import StateError
+from shared.state.rows import EventMessage
+from shared.state.together import MOST_BYTES, MOST_EVENTS, SentTogether
+
+WAIT_S = 600.0  # longer than any machine stalls
+NOW = datetime(2026, 3, 10, 9, 0, tzinfo=UTC)
+
+
+def build_event(name: str) -> EventMessage:
+    return EventMessage(
+        recipe="contact_to_lead",
+        record="dynamics365.contact",
+        key=name,
+        name="Update",
+        event_id=name,
+        received_at=NOW,
+    )
+
+
+class Busy:
+    """A queue whose first send ends only when a test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[str]] = []  # the events of each message that arrived
+        self.first_came, self.first_may_end = threading.Event(), threading.Event()
+        self.refuses: Callable[[list[str]], bool] = lambda _: False
+        self.answers: dict[str, str] = {}
+        self.threads: list[threading.Thread] = []
+        self.together = SentTogether(self._send)
+
+    def _send(self, message: EventMessage, timeout_s: float) -> None:
+        if not self.first_came.is_set():
+            self.first_came.set()
+            assert self.first_may_end.wait(WAIT_S)
+        names = [event.event_id for event in (message, *message.others)]
+        if self.refuses(names):
+            raise StateError("refused")
+        self.sent.append(names)
+
+    def call(self, name: str, size: int = 500, timeout_s: float = WAIT_S) -> None:
+        """Let a caller of its own send an event."""
+        thread = threading.Thread(target=self._call, args=(name, size, timeout_s))
+        thread.start()
+        self.threads.append(thread)
+
+    def _call(self, name: str, size: int, timeout_s: float) -> None:
+        try:
+            self.together.send(build_event(name), size, timeout_s)
+            self.answers[name] = "in the queue"
+        except StateError as exc:
+            self.answers[name] = exc.message
+
+    def call_while_busy(self, *names: str, size: int = 500) -> None:
+        """Let a first event be under way, and others come meanwhile."""
+        self.call("first")
+        assert self.first_came.wait(WAIT_S)
+        for number, name in enumerate(names, 1):
+            self.call(name, size)
+            while self.together.waiting() < number:
+                pass
+
+    def end(self) -> None:
+        """Let the first send end, and wait until all callers have their answers."""
+        self.first_may_end.set()
+        for thread in self.threads:
+            thread.join(WAIT_S)
+
+
+def test_idle_event_goes_at_once_and_alone() -> None:
+    """Nothing waits for company."""
+    busy = Busy()
+    busy.first_may_end.set()
+
+    for name in "abc":
+        busy.together.send(build_event(name), 500, WAIT_S)
+
+    assert busy.sent == [["a"], ["b"], ["c"]]
+
+
+def test_events_that_come_during_a_send_go_as_one_message() -> None:
+    """While a send is under way the next ones gather; each caller is answered when its event is in the queue."""
+    busy = Busy()
+    busy.call_while_busy("a", "b", "c")
+    answered_before = dict(busy.answers)
+
+    busy.end()
+
+    assert answered_before == {}
+    assert [sorted(names) for names in busy.sent] == [["first"], ["a", "b", "c"]]
+    assert busy.answers == dict.fromkeys(["first", "a", "b", "c"], "in the queue")
+
+
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [pytest.param(500, MOST_EVENTS, id="number"), pytest.param(MOST_BYTES // 4, 4, id="bytes")],
+)
+def test_message_holds_no_more_than_it_may(size: int, most: int) -> None:
+    """What is too much for one message goes with the next, and none is left out."""
+    names = [f"e{number}" for number in range(2 * most + 1)]
+    busy = Busy()
+    busy.call_while_busy(*names, size=size)
+
+    busy.end()
+
+    assert sorted(len(sent) for sent in busy.sent[1:]) == [1, most, most]
+    assert sorted(name for sent in busy.sent for name in sent) == sorted(["first", *names])
+
+
+def test_refused_message_is_told_to_each_of_its_callers() -> None:
+    """None of them is acknowledged; an event that comes later is a new attempt."""
+    busy = Busy()
+    busy.refuses = lambda names: "a" in names
+    busy.call_while_busy("a", "b")
+    busy.end()
+
+    busy.together.send(build_event("later"), 500, WAIT_S)
+
+    assert busy.answers == {"first": "in the queue", "a": "refused", "b": "refused"}
+    assert busy.sent == [["first"], ["later"]]
+
+
+def test_caller_whose_time_is_over_is_told_so_and_its_event_is_not_sent() -> None:
+    """Nobody may be told 503 and have its event wait for a send all the same."""
+    busy = Busy()
+    busy.call_while_busy()
+
+    with pytest.raises(StateError):
+        busy.together.send(build_event("late"), 500, 0.0)
+    busy.end()
+
+    assert busy.sent == [["first"]]
+
+
+def test_death_of_a_send_frees_its_place_and_acknowledges_nobody() -> None:
+    """Whatever ends a send, the next event can go."""
+    busy = Busy()
+    busy.first_may_end.set()
+
+    def die(_: list[str]) -> bool:
+        raise SystemExit
+
+    busy.refuses = die
+    with pytest.raises(SystemExit):
+        busy.together.send(build_event("a"), 500, WAIT_S)
+    busy.refuses = lambda _: False
+    busy.together.send(build_event("b"), 500, WAIT_S)
+
+    assert busy.sent == [["b"]]
