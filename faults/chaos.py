@@ -40,9 +40,10 @@ from sandbox.marketo import Marketo
 from sandbox.oracle import Snapshot, compare, expect, take_snapshot
 from sandbox.servicenow import ServiceNow
 from sandbox.simulator import serve_in_thread
-from shared.state.queues import poison_of
-from shared.state.rows import EVENT_PAGES, LinkRow, PageRow, ResultRow, RunKind, RunRow, SlotRow
-from shared.state.storage import connect_tables
+from sandbox.skewed_clock import SKEWS
+from shared.state.queues import Queues, poison_of
+from shared.state.rows import EVENT_PAGES, LinkRow, PageRow, ResultRow, RunKind, RunMessage, RunRow, SlotRow
+from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,7 @@ QUEUES = ("pages", "items", "runs", "summaries", "events")
 LEASE_S, TRANSACTION_S, READ_S, CONNECT_S = 12, 3.0, 1.5, 0.5
 SETTLE_S = 420.0  # after the last blow, until everything has ended
 LOOK_S = 0.5
+MOST_SKEW_S = 60.0  # by which a worker's own clock is wrong; the next one's is wrong the other way
 SYNCED = {"created", "adopted", "updated", "unchanged"}
 
 EFFECTS = (
@@ -87,6 +89,8 @@ class Town:
         self.folder, self.seed, self.records, self.workers, self.echo = folder, seed, records, workers, echo
         self.chance = random.Random(seed)
         self.weather = Weather(random.Random(seed + 1))
+        clocks = random.Random(seed + 2)
+        self.skews = [clocks.uniform(5.0, MOST_SKEW_S) * (-1) ** number for number in range(workers)]
         self.dynamics, self.servicenow, self.mailbox = Dynamics365(), ServiceNow(), Mailbox()
         self.marketo = Marketo(calls_per_window=0)
         self.login = EntraLogin(self.dynamics.tokens)
@@ -167,6 +171,7 @@ class Town:
             "CONNECTIONS__DYNAMICS365__AUTHORITY": f"https://localhost:{login}",
             "CONNECTIONS__DYNAMICS365__PAGE_SIZE": "25",
             "CONNECTIONS__MARKETO__WEB_URL": "",
+            SKEWS: ",".join(f"{seconds:.1f}" for seconds in self.skews),
         }
 
     def _new_host(self) -> Host:
@@ -211,8 +216,12 @@ class Town:
         self.proxy.release()
 
     def double_messages(self) -> None:
-        """Send copies of what stands in the queues."""
+        """Send copies of what stands in the queues, and of the checks of runs, which are hidden most of the time."""
         self._with_messages(lambda client, message: client.send_message(message.content), "doubled")
+        checks = [RunMessage(run_id=run.run_id, turn=run.turn) for run in self.runs() if not run.state.ended]
+        with connect_queues(self.direct) as service:
+            Queues(service).send_many(checks)
+        self.blow(f"{len(checks)} checks of runs doubled")
 
     def delay_messages(self) -> None:
         """Hide messages for a while."""
@@ -222,8 +231,6 @@ class Town:
         count = 0
         with QueueServiceClient.from_connection_string(self.direct) as service:
             for name in QUEUES:
-                if name == "runs" and word == "doubled":
-                    continue  # a check that comes twice goes on twice until the run has ended
                 client = service.get_queue_client(name)
                 with contextlib.suppress(AzureError):
                     for message in client.receive_messages(max_messages=8, visibility_timeout=hidden_s):
@@ -431,6 +438,7 @@ def play(seed: int, minutes: float, workers: int = 3, records: int = 60, echo: C
         town = Town(Path(name), seed, records, workers, echo)
         with town.open():
             chance = town.chance
+            town.blow(f"clocks of the workers wrong by {', '.join(f'{seconds:.0f} s' for seconds in town.skews)}")
             town.start("window=yesterday")
             blows = (
                 town.kill_worker, town.kill_worker, town.kill_worker, town.kill_host, town.restart_storage, town.storm,

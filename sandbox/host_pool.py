@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.host_messages import Call, Done, Failed, FunctionFacts, Invoke, LogLine, Ready, Refused
+from sandbox.skewed_clock import WORKER
 
 ROOT = Path(__file__).parent.parent
 START_WAIT_S = 30.0  # the host's MetadataProviderTimeout
@@ -242,7 +243,7 @@ class WorkerPool:
         process = subprocess.Popen(
             [sys.executable, "-m", "sandbox.host_worker", "--fd", str(fd), "--app-dir", str(self._app_dir),
              "--parent", str(os.getpid())],
-            cwd=ROOT, env=self._env, pass_fds=(fd,),
+            cwd=ROOT, env=self._env | {WORKER: str(number)}, pass_fds=(fd,),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         theirs.close()

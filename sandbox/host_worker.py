@@ -38,6 +38,7 @@ from sandbox.host_messages import (
     Refused,
 )  # fmt: skip
 from sandbox.processes import tie_to_parent
+from sandbox.skewed_clock import skew_clock
 
 CURRENT: contextvars.ContextVar[tuple[str, str]] = contextvars.ContextVar("invocation", default=("", ""))
 
@@ -253,6 +254,7 @@ def main() -> None:
     try:
         script = os.environ.get("PYTHON_SCRIPT_FILE_NAME", "function_app.py")
         functions = load_functions(options.app_dir, script)
+        skew_clock()
         worker = Worker(pipe, options.app_dir, functions)
     except BaseException as exc:
         pipe.send(Refused(f"{type(exc).__name__}: {exc}\n{_reason()}"))
