@@ -95,25 +95,16 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
     The book says how claims and links are stored: one by one, unless another one is given.
     """
     book = book or links.Book(flow)
-    for work in works:
-        if work.open and work.mapped is None:
-            each([work], lambda work: map_work(flow, work))
-            each([work], lambda work: scope(flow, run, work))
+    unmapped = [work for work in works if work.mapped is None]
+    each(unmapped, lambda work: map_work(flow, work))
+    each(unmapped, lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
-    with_children = bool(flow.recipe.block.children)
     ends_at_s = min(attempt.current().ends_at_s, attempt.monotonic_s() + flow.limits.create_s)
     wanted = [_wanted(flow, work) for work in works if work.open]
     book.claim_together([each for each in wanted if each.creating or not each.held])
     each(works, lambda work: _claim(flow, run, work, book))
-    writes: dict[int, Write | None] = {}
-    each(works, lambda work: writes.update({id(work): _write_of(flow, work)}))
     claimed = [work for work in works if work.open]
-    sending = [(work, write) for work in claimed if (write := writes[id(work)]) is not None]
-    answers: dict[int, Written | SyncError] = {}
-    if sending:
-        with attempt.attempt(ends_at_s=ends_at_s):  # no create may outlive what its claim promises
-            written = flow.target.write_rows(flow.recipe.target.record, [write for _, write in sending])
-        answers = {id(work): answer for (work, _), answer in zip(sending, written, strict=True)}
+    answers = _write(flow, claimed, ends_at_s)
     each(claimed, lambda work: _settle(flow, run, work, answers.get(id(work)), book))
     failed = book.settle_together()
     for work in claimed:
@@ -122,11 +113,27 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
     if there := [work for work in claimed if not work.matched and _is_there_already(work.error)]:
         finish(flow, run, _match_late(flow, run, there), type(book)(flow))
     book.release_values([work.identity for work in claimed if work.siblings and work.identity and work.error is None])
-    if with_children:
+    if flow.recipe.block.children:
         from sync import children  # noqa: PLC0415  # the engine calls itself for the blocks under a block
 
         children.finish(flow, run, works)
         _let_go(claimed, book)
+
+
+def _write(flow: Flow, works: Sequence[Work], ends_at_s: float) -> dict[int, Written | SyncError]:
+    """Send what the works have to write, all together; return the answers by the id of the work."""
+    writes: dict[int, Write] = {}
+
+    def build(work: Work) -> None:
+        if (write := _write_of(flow, work)) is not None:
+            writes[id(work)] = write
+
+    each(works, build)
+    if not writes:
+        return {}
+    with attempt.attempt(ends_at_s=ends_at_s):  # no create may outlive what its claim promises
+        answers = flow.target.write_rows(flow.recipe.target.record, list(writes.values()))
+    return dict(zip(writes, answers, strict=True))
 
 
 def _is_there_already(error: Exception | None) -> bool:
