@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=SECONDS)
     parser.add_argument("--cases", type=int, default=CASES, help="cases of the run beside it; 0: none")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--http-workers", type=int, default=0, help="more workers, for HTTP alone; 0: all share")
+    parser.add_argument("--http-workers", type=int, default=1, help="more workers, for HTTP alone; 0: all share")
     parser.add_argument("--single", action="store_true", help="work the run in the single lane throughout")
     parser.add_argument("--keep", action="store_true", help="write the numbers to benchmarks/results")
     parser.add_argument("--load", help=argparse.SUPPRESS)  # the sending process: what to send, as JSON
