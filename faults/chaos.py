@@ -41,6 +41,7 @@ from sandbox.oracle import Snapshot, compare, expect, take_snapshot
 from sandbox.servicenow import ServiceNow
 from sandbox.simulator import serve_in_thread
 from sandbox.skewed_clock import SKEWS
+from shared.errors import SyncError
 from shared.state.queues import Queues, poison_of
 from shared.state.rows import EVENT_PAGES, LinkRow, PageRow, ResultRow, RunKind, RunMessage, RunRow, SlotRow
 from shared.state.storage import connect_queues, connect_tables
@@ -218,10 +219,10 @@ class Town:
     def double_messages(self) -> None:
         """Send copies of what stands in the queues, and of the checks of runs, which are hidden most of the time."""
         self._with_messages(lambda client, message: client.send_message(message.content), "doubled")
-        checks = [RunMessage(run_id=run.run_id, turn=run.turn) for run in self.runs() if not run.state.ended]
-        with connect_queues(self.direct) as service:
+        with contextlib.suppress(SyncError), connect_queues(self.direct) as service:
+            checks = [RunMessage(run_id=run.run_id, turn=run.turn) for run in self.runs() if not run.state.ended]
             Queues(service).send_many(checks)
-        self.blow(f"{len(checks)} checks of runs doubled")
+            self.blow(f"{len(checks)} checks of runs doubled")
 
     def delay_messages(self) -> None:
         """Hide messages for a while."""
