@@ -110,8 +110,8 @@ class TestHttp:
         with own.host(workers=1, http_workers=1) as host:
             pids = {requests.get(f"{host.url}/api/echo/x", timeout=10).json()["pid"] for _ in range(4)}
 
-            assert len(pids) == 1
-            assert not pids & set(host.state()["workers"])
+            assert len(pids) == 1  # of two, which would otherwise take turns
+            assert len(host.state()["workers"]) == 2
 
     def test_body_above_the_limit_is_refused(self, host: Host) -> None:
         """More than 100 MB never reach a function."""
