@@ -1,8 +1,8 @@
 """`python -m benchmarks.webhooks`: how fast webhooks are acknowledged while a run of 2,000 cases is going.
 
 The calls come from a process of their own, at a fixed rate that does not wait for answers: a call's time counts from the
-moment at which it was due, so a stall delays all that were due meanwhile and hides none. With `--single` the run is
-worked one message a case to its end, as many as events in the same emulated storage; else as it is by default.
+moment at which it was due, so a stall delays all that were due meanwhile and hides none. `--bulk-above`
+sets how many of the run's cases are worked one message each, in the same emulated storage as the events.
 """
 
 import argparse
@@ -41,13 +41,15 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=CASES, help="cases of the run beside it; 0: none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--http-workers", type=int, default=1, help="more workers, for HTTP alone; 0: all share")
-    parser.add_argument("--single", action="store_true", help="work the run in the single lane throughout")
+    parser.add_argument(
+        "--bulk-above", type=int, help="records of the run that are worked one by one; else the setting's default"
+    )
     parser.add_argument("--keep", action="store_true", help="write the numbers to benchmarks/results")
     parser.add_argument("--load", help=argparse.SUPPRESS)  # the sending process: what to send, as JSON
     options = parser.parse_args()
     if options.load:
         return asyncio.run(_send_all(json.loads(options.load)))
-    env = {"BULK_ABOVE": "1000000"} if options.single else {}
+    env = {} if options.bulk_above is None else {"BULK_ABOVE": str(options.bulk_above)}
     flags = {"workers": options.workers, "http_workers": options.http_workers}
     with running_in_thread(records=max(1, options.cases), env=env, **flags) as sandbox:
         row = _measure(sandbox, options)
