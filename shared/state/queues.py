@@ -77,8 +77,8 @@ class Queues:
         """Send a message that shows up after `delay_s` seconds, seven days at the most.
 
         With `timeout_s` the send is given up after these seconds, for a caller who cannot wait; the message may be there
-        nevertheless. It is repeated only on a kept connection that storage had just closed. Raises StateError when storage does not take it, or when it is larger than a
-        queue allows.
+        nevertheless. It is repeated only on a kept connection that storage had just closed. Raises StateError when storage
+        does not take it, or when it is larger than a queue allows.
         """
         kind, body = type(message).__name__, message.body()
         if (size := sent_bytes(body)) > MAX_BODY_BYTES:
@@ -100,7 +100,7 @@ class Queues:
     def take_more(self, model: type[M], most: int, lease_s: int) -> "list[Taken[M]]":
         """Take messages that wait behind the one in hand, 32 at the most; each is hidden for `lease_s` and ended by `done`.
 
-        What is not ours is recorded in the log and dropped.
+        What is not ours is recorded in the log and dropped; what a newer app wrote stays where it is.
         """
         taken: list[Taken[M]] = []
         for entry in self._receive(model.QUEUE, min(MOST_TAKEN, most), lease_s):
@@ -109,6 +109,9 @@ class Queues:
             except MappingError as exc:
                 LOG.error("a message that is not ours was dropped", extra={"queue": model.QUEUE, "code": exc.code})  # noqa: TRY400
                 self._delete(model.QUEUE, entry.id, entry.pop_receipt or "")
+                continue
+            except StateError as exc:
+                LOG.warning("a newer app's message was left", extra={"queue": model.QUEUE, "code": exc.code})
                 continue
             taken.append(Taken(message, entry.id, entry.dequeue_count or 1, entry.pop_receipt or ""))
         return taken
@@ -259,7 +262,11 @@ def again(message: M, *, own_id: str, failed: bool, now: datetime, reason: str =
 
 
 def parse(model: type[M], text: str | bytes) -> M:
-    """Read a message. Raises MappingError `not_ours` for what is none of ours, or was written by a newer app."""
+    """Read a message.
+
+    Raises MappingError `not_ours` for what is none of ours, StateError `newer_schema` for what a newer app wrote: that app
+    is to read it.
+    """
     try:
         values = json.loads(text)
         version = values["schema_version"]
@@ -267,8 +274,10 @@ def parse(model: type[M], text: str | bytes) -> M:
         raise _not_ours(model, "it is no JSON object with a schema version") from None
     ours = model.model_fields["schema_version"].default
     if isinstance(version, int) and version > ours:
-        raise _not_ours(
-            model, f"a newer app wrote it (schema version {version}, this one knows {ours}): deploy that app"
+        raise StateError(
+            f"An {model.__name__} was written by a newer app (schema version {version}, this app knows {ours}): deploy the "
+            "newer app first",
+            code="newer_schema",
         )
     try:
         return model.model_validate(values)

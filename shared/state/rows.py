@@ -567,6 +567,7 @@ class EventMessage(Message):
 
     QUEUE: ClassVar[str] = "events"
 
+    schema_version: int = 2  # since `others`, which an older app would overlook
     recipe: str
     record: str  # connection.record
     key: str
