@@ -22,6 +22,7 @@ class _Waiting:
 
     event: EventMessage
     size: int
+    ends_at_s: float  # when its caller gives up
     ended: bool = False
     error: SyncError | None = None
 
@@ -42,10 +43,10 @@ class SentTogether:
     def send(self, event: EventMessage, size: int, timeout_s: float) -> None:
         """Return when the event is in the queue. Raises StateError when it is not, or not in time.
 
-        The caller who finds nothing under way takes along, besides its own event, those that have waited longest.
+        The caller who finds nothing under way takes along, besides its own event, those that have waited longest, and
+        sends for as long as the last of their callers waits: its own may have waited long already.
         """
-        ends_at_s = time.monotonic() + timeout_s
-        own = _Waiting(event, size)
+        own = _Waiting(event, size, time.monotonic() + timeout_s)
         with self._changed:
             self._waiting.append(own)
             self._changed.wait_for(lambda: own not in self._waiting or self._free, timeout_s)
@@ -54,9 +55,9 @@ class SentTogether:
                 raise StateError("Storage did not answer in time")
             together = self._take(own) if own in self._waiting else []
             if not together:  # another caller has taken it along
-                self._changed.wait_for(lambda: own.ended, max(0.0, ends_at_s - time.monotonic()))
+                self._changed.wait_for(lambda: own.ended, max(0.0, own.ends_at_s - time.monotonic()))
         if together:
-            self._send_all(together, ends_at_s - time.monotonic())
+            self._send_all(together, max(each.ends_at_s for each in together) - time.monotonic())
         if not own.ended:
             raise StateError("Storage did not answer in time")
         if own.error is not None:

@@ -33,10 +33,12 @@ class Busy:
         self.first_came, self.first_may_end = threading.Event(), threading.Event()
         self.refuses: Callable[[list[str]], bool] = lambda _: False
         self.answers: dict[str, str] = {}
+        self.granted_s: list[float] = []
         self.threads: list[threading.Thread] = []
         self.together = SentTogether(self._send)
 
     def _send(self, message: EventMessage, timeout_s: float) -> None:
+        self.granted_s.append(timeout_s)
         if not self.first_came.is_set():
             self.first_came.set()
             assert self.first_may_end.wait(WAIT_S)
@@ -137,6 +139,22 @@ def test_caller_whose_time_is_over_is_told_so_and_its_event_is_not_sent() -> Non
     busy.end()
 
     assert busy.sent == [["first"]]
+
+
+def test_send_has_the_time_that_the_last_of_its_callers_has() -> None:
+    """Whoever sends may have waited long; those that it takes along are not refused for that."""
+    busy = Busy()
+    busy.call("first")
+    assert busy.first_came.wait(WAIT_S)
+    for number in range(MOST_EVENTS):
+        busy.call(f"e{number}", timeout_s=WAIT_S if number else 4 * WAIT_S)
+        while busy.together.waiting() <= number:
+            pass
+
+    busy.end()
+
+    assert len(busy.granted_s) == 2
+    assert busy.granted_s[1] > 2 * WAIT_S
 
 
 def test_death_of_a_send_frees_its_place_and_acknowledges_nobody() -> None:
