@@ -43,25 +43,29 @@ class SentTogether:
     def send(self, event: EventMessage, size: int, timeout_s: float) -> None:
         """Return when the event is in the queue. Raises StateError when it is not, or not in time.
 
-        The caller who finds nothing under way takes along, besides its own event, those that have waited longest, and
-        sends for as long as the last of their callers waits: its own may have waited long already.
+        When nothing is under way, the caller with the most time left sends, and takes along those that have waited longest:
+        they are answered within their own time, and a send has time enough.
         """
         own = _Waiting(event, size, time.monotonic() + timeout_s)
+        together: list[_Waiting] = []
         with self._changed:
             self._waiting.append(own)
-            self._changed.wait_for(lambda: own not in self._waiting or self._free, timeout_s)
-            if own in self._waiting and not self._free:
-                self._waiting.remove(own)
-                raise StateError("Storage did not answer in time")
-            together = self._take(own) if own in self._waiting else []
-            if not together:  # another caller has taken it along
+            self._changed.wait_for(lambda: own not in self._waiting or self._is_next(own), timeout_s)
+            if own not in self._waiting:  # another caller has taken it along
                 self._changed.wait_for(lambda: own.ended, max(0.0, own.ends_at_s - time.monotonic()))
+            elif self._is_next(own):
+                together = self._take(own)
+            else:
+                self._waiting.remove(own)
         if together:
-            self._send_all(together, max(each.ends_at_s for each in together) - time.monotonic())
+            self._send_all(together, own.ends_at_s - time.monotonic())
         if not own.ended:
             raise StateError("Storage did not answer in time")
         if own.error is not None:
             raise own.error
+
+    def _is_next(self, own: _Waiting) -> bool:
+        return self._free and own is max(self._waiting, key=lambda each: each.ends_at_s)
 
     def _take(self, own: _Waiting) -> list[_Waiting]:
         self._free = False

@@ -141,8 +141,8 @@ def test_caller_whose_time_is_over_is_told_so_and_its_event_is_not_sent() -> Non
     assert busy.sent == [["first"]]
 
 
-def test_send_has_the_time_that_the_last_of_its_callers_has() -> None:
-    """Whoever sends may have waited long; those that it takes along are not refused for that."""
+def test_caller_with_the_most_time_left_sends() -> None:
+    """A caller who has waited long has no time left for a send; those that came after it are not refused for that."""
     busy = Busy()
     busy.call("first")
     assert busy.first_came.wait(WAIT_S)
