@@ -227,7 +227,8 @@ class Operations:
 class ServerClock:
     """The storage's clock as its answers' Date headers show it: the one clock that all instances share.
 
-    Right to about a second. Until the first answer it is the machine's own.
+    Right to about a second. Until the first answer it is the machine's own. An answer that came late says what the time
+    was when it left, so it never puts the clock back.
     """
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
@@ -240,8 +241,12 @@ class ServerClock:
         base, at_s = self._base
         return base + timedelta(seconds=self._monotonic_s() - at_s)
 
-    def note(self, response: PipelineResponse[Any, Any]) -> None:
-        """Read an answer's Date header (the SDK's `raw_response_hook`)."""
+    def note(self) -> Callable[[PipelineResponse[Any, Any]], None]:
+        """Return what reads the Date header of a call that is made now (the SDK's `raw_response_hook`)."""
+        asked_at_s = self._monotonic_s()
+        return lambda response: self._read(response, asked_at_s)
+
+    def _read(self, response: PipelineResponse[Any, Any], asked_at_s: float) -> None:
         header = response.http_response.headers.get("Date")
         if not header:
             return
@@ -249,7 +254,9 @@ class ServerClock:
             shown = parsedate_to_datetime(header).astimezone(UTC) + timedelta(seconds=0.5)
         except ValueError:
             return
-        if not self._known or abs((shown - self.now()).total_seconds()) > MAX_DATE_ERROR_S:
+        ahead_s = (shown - self.now()).total_seconds()
+        late = self._monotonic_s() - asked_at_s > MAX_DATE_ERROR_S
+        if not self._known or ahead_s > MAX_DATE_ERROR_S or (ahead_s < -MAX_DATE_ERROR_S and not late):
             self._base, self._known = (shown, self._monotonic_s()), True
 
 

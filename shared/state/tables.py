@@ -210,7 +210,7 @@ class Tables:
                 parameters=parameters,
                 results_per_page=min(limit or PAGE_ROWS, PAGE_ROWS),
                 select=None if names is None else selected_columns(names),
-                raw_response_hook=self._clock.note,
+                raw_response_hook=self._clock.note(),
             )
             .by_page()
         )
@@ -230,7 +230,7 @@ class Tables:
         check_keys(model, partition_key, row_key)
         self.operations.add("get")
         try:
-            return self._client(model).get_entity(partition_key, row_key, raw_response_hook=self._clock.note)
+            return self._client(model).get_entity(partition_key, row_key, raw_response_hook=self._clock.note())
         except AzureError as exc:
             if status_of(exc) == 404:
                 return None
@@ -244,7 +244,7 @@ class Tables:
 
         def send(client: TableClient) -> Mapping[str, Any]:
             return client.create_entity(
-                entity, response_preference="return-no-content", raw_response_hook=self._clock.note
+                entity, response_preference="return-no-content", raw_response_hook=self._clock.note()
             )
 
         return self._settle("insert", row, mark, send)
@@ -265,7 +265,7 @@ class Tables:
         entity = to_entity(row, mark := _new_mark())
 
         def send(client: TableClient) -> Mapping[str, Any]:
-            return client.upsert_entity(entity, UpdateMode.REPLACE, raw_response_hook=self._clock.note)
+            return client.upsert_entity(entity, UpdateMode.REPLACE, raw_response_hook=self._clock.note())
 
         return self._settle("upsert", row, mark, send)
 
@@ -286,7 +286,7 @@ class Tables:
         check_keys(model, partition_key, row_key)
         self.operations.add("delete")
         try:
-            self._client(model).delete_entity(partition_key, row_key, raw_response_hook=self._clock.note)
+            self._client(model).delete_entity(partition_key, row_key, raw_response_hook=self._clock.note())
         except AzureError as exc:
             raise state_error(exc, f"delete a row of {model.TABLE}") from None
 
@@ -387,7 +387,7 @@ class Tables:
     def _send_batch(self, client: TableClient, steps: Sequence[Step]) -> list[str]:
         request = build_batch(steps, client.url, client.table_name)
         sender = client._client  # noqa: SLF001  # the SDK's own pipeline: its sign-in, repeats and headers
-        response = sender.send_request(request, stream=True, raw_response_hook=self._clock.note)
+        response = sender.send_request(request, stream=True, raw_response_hook=self._clock.note())
         return read_etags(response, steps)
 
     def _judge(self, step: Step, done: int, *, refused: bool) -> bool:
@@ -438,7 +438,7 @@ class Tables:
         return {
             "etag": row.etag,
             "match_condition": MatchConditions.IfNotModified,
-            "raw_response_hook": self._clock.note,
+            "raw_response_hook": self._clock.note(),
         }
 
 

@@ -529,6 +529,6 @@ def test_now_is_the_storages_time(tables):
         class http_response:  # noqa: N801
             headers: ClassVar = {"Date": "Sat, 14 Mar 2026 12:00:00 GMT"}
 
-    tables._clock.note(Answer)
+    tables._clock.note()(Answer)
 
     assert abs((tables.now() - datetime(2026, 3, 14, 12, 0, tzinfo=UTC)).total_seconds()) < 60
