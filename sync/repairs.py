@@ -74,21 +74,24 @@ def _failed(app: App, run: RunRow, keys: Collection[str], reason: str = "") -> l
     if run.preview and not run.verify:
         text = f"Run {run.run_id} was a preview and wrote nothing: start the run itself, or repair the run that failed."
         raise MappingError(text, code="nothing_to_repair")
-    failed = dict.fromkeys(
-        result.record_key or result.key
-        for result in results_of(app, run)
-        if result.outcome is Outcome.FAILED and reason in ("", result.reason)
-    )
-    chosen = [key for key in failed if not keys or key in keys]
+    chosen, unknown = dict[str, None](), set(keys)
+    for result in results_of(app, run):
+        names = {result.key, result.record_key or result.key}  # an event's result is keyed by the event
+        if result.outcome is Outcome.FAILED and reason in ("", result.reason) and (not keys or names & set(keys)):
+            chosen[result.record_key or result.key] = None
+            unknown -= names
+    what = f"failed with {reason}" if reason else "failed"
+    if unknown:
+        text = f"No record {min(unknown)[:80]!r} of run {run.run_id} {what}; take `key` from its results."
+        raise MappingError(text, code="nothing_to_repair")
     if not chosen:
-        what = f"failed with {reason}" if reason else "failed"
-        raise MappingError(f"No such record of run {run.run_id} {what}.", code="nothing_to_repair")
+        raise MappingError(f"No record of run {run.run_id} {what}.", code="nothing_to_repair")
     if len(chosen) > MOST_RECORDS:
         raise MappingError(
             f"{len(chosen):,} records are more than a repair takes ({MOST_RECORDS:,}); start a backfill.",
             code="too_many_records",
         )
-    return chosen
+    return list(chosen)
 
 
 def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> list[str]:

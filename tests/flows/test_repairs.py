@@ -7,6 +7,9 @@ import azure.functions as func
 import pytest
 
 import function_app
+from shared.errors import MappingError
+from sync import repairs
+from tests.flows.contacts import ContactWorld
 from tests.flows.world import World
 
 
@@ -69,6 +72,33 @@ def test_retry_of_one_leaves_the_other(app: World) -> None:
 
     assert {key: row.outcome for key, row in app.results(again).items()} == {first: "created"}
     assert app.open_keys() == [second]
+
+
+@pytest.mark.parametrize("action", ["retry", "skip"])
+def test_id_that_did_not_fail_is_named_and_nothing_is_done(app: World, action: str) -> None:
+    """A misspelt id among others must not look as if it had been taken."""
+    first, second, run_id = two_failed(app)
+
+    with pytest.raises(MappingError, match="misspelt") as refused:
+        repairs.ACTIONS[action](app.app, app.run_row(run_id), "operator", [first, "misspelt"])
+
+    assert refused.value.code == "nothing_to_repair"
+    assert sorted(app.open_keys()) == sorted([first, second])
+    assert len(app.runs()) == 1
+
+
+@pytest.mark.parametrize("named", ["key", "record_key"])
+def test_event_that_failed_is_retried_by_either_key(contact_world: ContactWorld, named: str) -> None:
+    """The result of an event has two: the event's, and its record's."""
+    world = contact_world
+    contact, other = world.contact(None), world.contact(None)
+    failed = [world.send("contact", each, "Create") for each in (contact, other)]
+    world.edit("contact", contact, emailaddress1="ana@customer.example")
+
+    again = repairs.retry_failed(world.app, world.event_run(), "operator", [getattr(failed[0], named)])
+    world.pump.run()
+
+    assert {key: row.outcome for key, row in world.results(again).items()} == {contact: "created"}
 
 
 def test_skip_takes_just_the_named_off_the_list(app: World) -> None:
