@@ -8,6 +8,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from shared import attempt
+from shared.attempt import Lane
 from shared.clients.system import Key, Paths, Row, Target, Value
 from shared.errors import MappingError, RejectedError, SyncError
 from shared.markers import carries
@@ -16,7 +18,7 @@ from sync.decide import comparable, same_value, search_key
 from sync.mapping import Mapped
 from sync.recipe import MatchRule
 
-_SIDE_BY_SIDE = SideBySide()
+_SIDE_BY_SIDE = {lane: SideBySide() for lane in Lane}  # runs that wait for a slow system hold up no event
 
 Owner = Callable[[str], str]
 """Returns where a person finds the other source record that a target record belongs to; "" when it is free, or ours."""
@@ -55,7 +57,8 @@ def find_matches(
         }
         return look_up(target, record, paths, rule, keys)
 
-    found = _SIDE_BY_SIDE.map(look, asked) if len(asks) > 1 else map(look, asked)
+    together = _SIDE_BY_SIDE[attempt.current().lane]
+    found = together.map(look, asked) if len(asks) > 1 else map(look, asked)
     for rule, (hits, refused) in zip(asked, found, strict=True):
         for index in [index for index in hits if index not in answers]:
             answer = _judge(rule, rule is first, first, hits[index], *asks[index])
