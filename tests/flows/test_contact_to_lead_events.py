@@ -1,7 +1,7 @@
 """Webhook events: repeats, any order, edits in between, the day's run, its digest, and events that wait together."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -442,6 +442,15 @@ def test_broken_company_fails_only_its_contacts(contact_world: ContactWorld) -> 
     assert len(world.companies()) == 2
 
 
+def _work_round(world: ContactWorld, round_: int, ids: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Work everything, through the death that was set, and return what became of a round's events and how many leads it has."""
+    world.pump.run()
+    world.wire.kill_at(-1, after=False)
+    events = world.events()
+    leads = [lead for lead in world.leads() if str(lead["email"]).startswith(f"r{round_}-")]
+    return world.counted([events[event_id] for event_id in ids if event_id in events]), len(leads)
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_burst_loses_and_doubles_nothing(contact_world: ContactWorld, after: bool) -> None:
     """Whatever kind of call the process dies at, each contact has one lead, each event one result, and it is the true one."""
@@ -454,14 +463,10 @@ def test_killed_burst_loses_and_doubles_nothing(contact_world: ContactWorld, aft
         contacts = [world.contact(f"r{round_}-{n}@customer.example", accounts[n % 2]) for n in range(6)]
         ids = [world.hook("contact", contact, "Create") for contact in contacts]
         world.wire.kill_at(number, after=after)
-        world.pump.run()
-        world.wire.kill_at(-1, after=False)
-        events = world.events()
-        found = world.counted([events[event_id] for event_id in ids if event_id in events])
-        leads = [lead for lead in world.leads() if str(lead["email"]).startswith(f"r{round_}-")]
+        found, leads = _work_round(world, round_, ids)
         companies = [len(world.companies(externalCompanyId=account)) for account in accounts]
-        if (found, len(leads), companies) != (expected, 6, [1, 1]):
-            wrong.append(f"{labels[number]}: {found}, {len(leads)} leads, companies {companies}")
+        if (found, leads, companies) != (expected, 6, [1, 1]):
+            wrong.append(f"{labels[number]}: {found}, {leads} leads, companies {companies}")
 
     assert wrong == [], "\n".join(wrong)
 
@@ -545,13 +550,9 @@ def test_message_of_several_that_kills_loses_and_doubles_nothing(
         contacts = [world.contact(f"r{round_}-{n}@customer.example") for n in range(4)]
         ids = _hook_together(world, contacts)
         world.wire.kill_at(number, after=after)
-        world.pump.run()
-        world.wire.kill_at(-1, after=False)
-        events = world.events()
-        found = world.counted([events[event_id] for event_id in ids if event_id in events])
-        leads = [lead for lead in world.leads() if str(lead["email"]).startswith(f"r{round_}-")]
-        if (found, len(leads)) != ({"created": 4}, 4):
-            wrong.append(f"{labels[number]}: {found}, {len(leads)} leads")
+        found, leads = _work_round(world, round_, ids)
+        if (found, leads) != ({"created": 4}, 4):
+            wrong.append(f"{labels[number]}: {found}, {leads} leads")
 
     assert wrong == [], "\n".join(wrong)
 
