@@ -28,6 +28,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SANDBOX_PREFIX = "/_sandbox/"
 MAX_BODY_BYTES = 128 * 1024 * 1024
+TURNS = 12  # of the loop, within which a request that has arrived is in a handler's hands
 MAX_LINE_BYTES = 64 * 1024  # aiohttp's own limit of 8 KiB is below what these vendors accept in a URL
 
 
@@ -133,6 +134,8 @@ class Simulator:
         self.max_in_flight = 0
         self.app = web.Application(middlewares=[self._edge], client_max_size=MAX_BODY_BYTES)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.app.on_startup.append(self._note_loop)
         routes = self.app.router
         routes.add_get(f"{SANDBOX_PREFIX}journal", self._get_journal)
         routes.add_delete(f"{SANDBOX_PREFIX}journal", self._clear_journal)
@@ -172,6 +175,26 @@ class Simulator:
         fault = Fault(FaultKind(kind), **facts)
         self.faults.append(fault)
         return fault
+
+    def settle(self, timeout_s: float = 30.0) -> None:
+        """Wait, in another thread than the simulator's, until all requests that have arrived are worked, and what they began.
+
+        On a busy machine a caller may have given up before its request was looked at.
+        """
+        ends_at_s = time.monotonic() + timeout_s
+        while self._loop is not None and self._loop.is_running() and time.monotonic() < ends_at_s:
+            asyncio.run_coroutine_threadsafe(self._take_arrived(), self._loop).result(timeout_s)
+            if not self._tasks and not self.in_flight:
+                return
+            time.sleep(0.005)
+
+    async def _note_loop(self, _: web.Application) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    @staticmethod
+    async def _take_arrived() -> None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     # -- the edge -----------------------------------------------------------------------------------------------------
 

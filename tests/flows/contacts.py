@@ -43,8 +43,7 @@ class ContactWorld(World):
 
     def settle(self) -> None:
         super().settle()
-        while self.marketo._tasks or self.marketo.in_flight:
-            pass
+        self.marketo.settle()
 
     # -- Dynamics 365 -------------------------------------------------------------------------------------------------
 

@@ -583,7 +583,7 @@ def test_message_of_several_that_comes_twice_has_one_result_an_event(contact_wor
     world.pump.repeats = 2
 
     ids = _hook_together(world, [world.contact(f"c{number}@customer.example") for number in range(4)])
-    world.pump.run()
+    world.pump.run(for_s=60)
 
     assert world.counted([world.event(event_id) for event_id in ids]) == {"created": 4}
     assert len(world.leads()) == 4

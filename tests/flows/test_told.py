@@ -151,12 +151,12 @@ def test_lost_answer_is_no_outage_once_its_record_is_found(contact_world: Contac
 def test_outage_over_midnight_is_one_outage(contact_world: ContactWorld) -> None:
     """The next day of events goes on to say since when a system is down, and tells nobody a second time."""
     world = contact_world
-    world.advance_to(world.now().replace(hour=22))
+    world.advance_to(world.now().replace(hour=23, minute=20))
     world.marketo.add_fault(FaultKind.REFUSE, times=0)
     down_at = world.now()
     world.hook("contact", world.contact("ana@customer.example"), "Create")
 
-    world.tick_for(4 * 60)
+    world.tick_for(60)
 
     days = [run for run in world.view.query(RunRow, world.recipe) if run.kind is RunKind.EVENTS]
     today, yesterday = (views.run_view(world.app, run) for run in days)

@@ -82,8 +82,7 @@ class TwinWorld(World):
 
     def settle(self) -> None:
         super().settle()
-        while self.vendor._tasks or self.vendor.in_flight:
-            pass
+        self.vendor.settle()
 
     def sync_recipe(self, recipe: str, window: str = "today", **facts: Any) -> RunRow:
         """Run a recipe over a window until nothing is left; a minute passes before, so that the last changes are in it."""

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import random
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,7 +24,7 @@ from azure.storage.queue import QueueServiceClient
 from sandbox.dynamics365 import Dynamics365, EntraLogin
 from sandbox.mailbox import Mailbox
 from sandbox.servicenow import CLIENT_ID, CLIENT_SECRET, PASSWORD, USER_NAME, ServiceNow
-from sandbox.simulator import Clock, Simulator, serve_in_thread
+from sandbox.simulator import Clock, serve_in_thread
 from shared import services
 from shared.clients.system import System
 from shared.settings import Settings, load_settings
@@ -301,6 +300,7 @@ class World:
 
     recipe = RECIPE
     environ: Facts  # its settings, as a shell has them
+    _unsettled_s = 0.0  # that have passed since the vendors had ended all they worked on
 
     def __init__(
         self,
@@ -388,8 +388,10 @@ class World:
 
     def advance(self, seconds: float) -> None:
         """Let time pass; what a vendor still works on behind a lost answer ends first."""
-        if seconds >= TRANSACTION_S / 2:
+        self._unsettled_s += seconds
+        if self._unsettled_s >= TRANSACTION_S / 2:
             self.settle()
+            self._unsettled_s = 0.0
         self.clock.advance(seconds)
 
     def advance_to(self, moment: datetime) -> None:
@@ -398,10 +400,8 @@ class World:
 
     def settle(self) -> None:
         """Wait until the simulators have ended what they do beside the requests."""
-        sims: tuple[Simulator, ...] = (self.dynamics, self.servicenow)
-        ends_at_s = time.monotonic() + 30
-        while any(sim._tasks or sim.in_flight for sim in sims) and time.monotonic() < ends_at_s:
-            time.sleep(0.005)
+        self.dynamics.settle()
+        self.servicenow.settle()
 
     # -- records ------------------------------------------------------------------------------------------------------
 
