@@ -9,6 +9,7 @@ import dataclasses
 import re
 import sys
 import time
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from tests.flows.world import Killed
 
 ROOT = Path(__file__).parent.parent
 SILENCE_S = 0.1  # time-out of a call that is never answered, in the place of its own
+KEEP_ALIVE_S = (
+    2.0  # then a kept connection is dropped: the emulator closes it after 5, which would be a fault that nobody ordered
+)
 PATIENCE_S = 20.0  # and of a call that is answered wrongly: a busy machine must not look like a time-out
 WRITES = frozenset({"POST", "PUT", "PATCH", "MERGE", "DELETE"})
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f-]{27}|\([^)]*\)|\d{10,}")
@@ -56,6 +60,7 @@ class Wire:
         self._strikes: dict[str, list[Strike]] = {}
         self._delivery = 0
         self._next: Stroke | None = None
+        self._used_s: weakref.WeakKeyDictionary[HTTPAdapter, float] = weakref.WeakKeyDictionary()
         self.on_expire: Callable[[str], None] = lambda _: None
         self.error_of: Callable[[str, int], bytes | None] = lambda _name, _status: None
         self.on_sleep: Callable[[float], None] = lambda _: None
@@ -112,6 +117,10 @@ class Wire:
 
     def send(self, original: Callable[..., Any], adapter: HTTPAdapter, request: Any, **options: Any) -> Any:
         """Send a request as the product asked for it, or as the fault wants it."""
+        now_s = time.monotonic()
+        if now_s - self._used_s.get(adapter, now_s) > KEEP_ALIVE_S:
+            adapter.poolmanager.clear()
+        self._used_s[adapter] = now_s
         if not self.live:
             return original(adapter, request, **options)
         parts = urlsplit(request.url)
