@@ -186,6 +186,7 @@ class Scene:
         one, two, three = pickle.loads(packed)
         records.tables, records._made, records._numbers, records._index, records._order = one
         store.data, store.version, store.deleted, store._tickets, store._random = two
+        self.dynamics.api.forget_lists()
         leads.tables, leads._ids = three[0], three[2]
         leads._index = {key: defaultdict(dict, value) for key, value in three[1].items()}
 

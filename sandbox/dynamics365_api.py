@@ -53,6 +53,10 @@ class WebApi:
         self._secret = secrets.token_bytes(16)
         self._lists: OrderedDict[tuple[Any, ...], tuple[list[Any], list[Row]]] = OrderedDict()
 
+    def forget_lists(self) -> None:
+        """Drop the lists that are kept: other rows have taken the place of all, so a version says nothing of them."""
+        self._lists.clear()
+
     def answer(self, call: Call) -> Answer:
         """Answer one call; a refusal becomes an error body."""
         try:

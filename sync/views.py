@@ -60,7 +60,7 @@ def _waiting(app: App, run: RunRow) -> dict[str, Any]:
 def list_runs(app: App, recipe: str = "", limit: int = 20) -> list[dict[str, Any]]:
     """Return the newest runs of one recipe, or of all. Raises MappingError `unknown_recipe`."""
     names = [app.recipe(recipe).name] if recipe else list(app.recipes)
-    limit = max(1, min(limit, MOST_RUNS))
+    limit = min(limit, MOST_RUNS)
     found = [run for name in names for run in app.tables.query(RunRow, name, limit=limit)]
     found.sort(key=lambda run: run.created_at, reverse=True)
     return [run_view(app, run) for run in found[:limit]]
@@ -79,7 +79,7 @@ def list_results(
     if outcome and outcome not in list(Outcome):
         raise MappingError(f"{outcome[:40]!r} is no outcome; there are {', '.join(Outcome)}.", code="bad_outcome")
     chosen = (result for result in results_of(app, run) if outcome in ("", result.outcome))
-    limit = max(1, min(limit, MOST_RESULTS))
+    limit = min(limit, MOST_RESULTS)
     return [result_view(result) for result in islice(chosen, skip, skip + limit)]
 
 

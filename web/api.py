@@ -139,7 +139,7 @@ def start_sync(app: App, request: Request) -> Response:
 def list_runs(app: App, request: Request) -> Response:
     """List the newest runs; `recipe` and `limit` narrow it."""
     given = _parameters(request, LIST_PARAMETERS)
-    return _json(200, {"runs": views.list_runs(app, given.get("recipe", ""), _number(given, "limit", 20))})
+    return _json(200, {"runs": views.list_runs(app, given.get("recipe", ""), _number(given, "limit", 20, least=1))})
 
 
 def get_run(app: App, request: Request) -> Response:
@@ -155,7 +155,7 @@ def get_run(app: App, request: Request) -> Response:
 def list_results(app: App, request: Request) -> Response:
     """List a run's results; `outcome` narrows them, `limit` and `skip` page through them."""
     given = _parameters(request, RESULT_PARAMETERS)
-    limit, skip = _number(given, "limit", views.MOST_RESULTS), _number(given, "skip", 0)
+    limit, skip = _number(given, "limit", views.MOST_RESULTS, least=1), _number(given, "skip", 0)
     run_id, outcome = request.route.get("run_id", ""), given.get("outcome", "")
     return _json(200, {"results": views.list_results(app, run_id, outcome, limit, skip)})
 
@@ -284,10 +284,10 @@ def _flag(given: Mapping[str, str], name: str) -> bool:
     return value in ("true", "1", "yes")
 
 
-def _number(query: Mapping[str, str], name: str, default: int) -> int:
+def _number(query: Mapping[str, str], name: str, default: int, *, least: int = 0) -> int:
     text = query.get(name, "")
-    if text and not (text.isascii() and text.isdigit() and len(text) < 9):
-        raise MappingError(f"{name} takes a whole number.", code="bad_parameter")
+    if text and not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) >= least):
+        raise MappingError(f"{name} takes a whole number from {least}.", code="bad_parameter")
     return int(text) if text else default
 
 

@@ -373,6 +373,8 @@ def test_a_run_that_is_not_there_is_404(idle: World, run_id: str, trigger: str) 
         pytest.param("list_results", {"outcom": "failed"}, "bad_parameter", id="misspelt"),
         pytest.param("list_runs", {"limit": "-1"}, "bad_parameter", id="negative"),
         pytest.param("list_runs", {"limit": "٣"}, "bad_parameter", id="other-digits"),
+        pytest.param("list_runs", {"limit": "0"}, "bad_parameter", id="none"),
+        pytest.param("list_results", {"limit": "0"}, "bad_parameter", id="no-results"),
         pytest.param("list_runs", {"recipe": "nothing"}, "unknown_recipe", id="recipe"),
     ],
 )
