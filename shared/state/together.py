@@ -1,7 +1,8 @@
 """Group commit of webhook events: while a send is under way, the events that come meanwhile gather and go as one message.
 
 A caller is answered when the message that holds its event is in the queue. When idle an event goes at once and alone; the
-longer a send takes, the fewer there are, so a busy storage is asked less and not more.
+longer a send takes, the fewer there are, so a busy storage is asked less and not more. Only a message that is full does not
+wait for the one under way: callers never come faster than they are answered because a single send takes long.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from shared.errors import StateError, SyncError
 from shared.state.rows import EventMessage
 
-MOST_EVENTS = 32  # of a message
+MOST_EVENTS = 100  # of a message
 MOST_BYTES = 48 * 1024  # of a message of several
 
 
@@ -28,10 +29,10 @@ class _Waiting:
 
 
 class SentTogether:
-    """Sends events of many threads, one message at a time; `send(message, timeout_s)` sends one."""
+    """Sends events of many threads; `send(message, timeout_s)` sends a message."""
 
     def __init__(self, send: Callable[[EventMessage, float], None]) -> None:
-        self._send, self._free = send, True
+        self._send, self._under_way = send, 0
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
 
@@ -43,13 +44,15 @@ class SentTogether:
     def send(self, event: EventMessage, size: int, timeout_s: float) -> None:
         """Return when the event is in the queue. Raises StateError when it is not, or not in time.
 
-        When nothing is under way, the caller with the most time left sends, and takes along those that have waited longest:
-        they are answered within their own time, and a send has time enough.
+        When nothing is under way or a message is full, the caller with the most time left sends, and takes along those that
+        have waited longest: they are answered within their own time, and a send has time enough.
         """
         own = _Waiting(event, size, time.monotonic() + timeout_s)
         together: list[_Waiting] = []
         with self._changed:
             self._waiting.append(own)
+            if self._is_full():
+                self._changed.notify_all()
             self._changed.wait_for(lambda: own not in self._waiting or self._is_next(own), timeout_s)
             if own not in self._waiting:  # another caller has taken it along
                 self._changed.wait_for(lambda: own.ended, max(0.0, own.ends_at_s - time.monotonic()))
@@ -65,10 +68,14 @@ class SentTogether:
             raise own.error
 
     def _is_next(self, own: _Waiting) -> bool:
-        return self._free and own is max(self._waiting, key=lambda each: each.ends_at_s)
+        may_send = not self._under_way or self._is_full()
+        return may_send and own is max(self._waiting, key=lambda each: each.ends_at_s)
+
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= MOST_EVENTS or sum(each.size for each in self._waiting) >= MOST_BYTES
 
     def _take(self, own: _Waiting) -> list[_Waiting]:
-        self._free = False
+        self._under_way += 1
         together, size = [own], own.size
         for each in self._waiting:
             if len(together) == MOST_EVENTS:
@@ -89,7 +96,7 @@ class SentTogether:
             error = exc
         finally:
             with self._changed:
-                self._free = True
+                self._under_way -= 1
                 for each in together:
                     each.ended, each.error = True, error
                 self._changed.notify_all()
