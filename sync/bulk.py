@@ -15,7 +15,7 @@ from shared.state import claims
 from shared.state.rows import IdentityRow, LinkRow, PageRow, RunKind, RunRow, TargetRow
 from shared.state.storage import SideBySide
 from shared.state.tables import RowError
-from shared.state.transactions import MAX_ROWS
+from shared.state.transactions import MAX_ROWS, Action
 from sync import links, writing
 from sync.app import App
 from sync.flow import Flow
@@ -55,6 +55,11 @@ def claim_ahead(flow: Flow, works: Sequence[Work]) -> None:
     Whoever reads a record under its claim has the newest state in hand, and nobody writes an older one behind it.
     """
     writing.claim_ahead(flow, works, _book(flow, works))
+
+
+def give_up_ahead(flow: Flow, works: Sequence[Work]) -> None:
+    """Give the claims up that were taken ahead for works that write nothing; a doubt about an earlier create stays."""
+    writing.give_up_ahead(works, _book(flow, works))
 
 
 def _book(flow: Flow, works: Sequence[Work]) -> links.Book:
@@ -124,13 +129,12 @@ class ShardBook(links.Book):
     def store_value(self, link: LinkRow, row: IdentityRow) -> None:
         self._values.append((link, row))
 
-    def release_values(self, rows: Sequence[IdentityRow]) -> None:
-        def release(rows: list[IdentityRow]) -> None:
+    def release(self, rows: Sequence[LinkRow | IdentityRow]) -> None:
+        def release(rows: list[LinkRow | IdentityRow]) -> None:
             try:
-                self.flow.tables.transact([("delete", row) for row in rows])
+                self.flow.tables.transact([_released(row) for row in rows])
             except RowError:
-                for row in rows:
-                    links.release(self.flow, row)
+                links.Book.release(self, rows)
 
         _map_shards(release, rows, lambda row: row.partition_key)
 
@@ -178,6 +182,10 @@ class ShardBook(links.Book):
         kept = [row for row in kept if row.row_key not in errors]  # no link to a target that is another's
         _map_shards(settle, kept, lambda row: row.partition_key)
         return errors
+
+
+def _released(row: LinkRow | IdentityRow) -> tuple[Action, LinkRow | IdentityRow]:
+    return ("replace", row.model_copy(update={"claim": None})) if links.is_linked(row) else ("delete", row)
 
 
 def _note(errors: dict[str, SyncError], link: LinkRow, step: Callable[[], object]) -> None:

@@ -30,7 +30,7 @@ from shared.state.rows import (
     new_run_id,
 )
 from shared.state.tables import RowExistsError
-from sync import bulk, items, outcomes, runs, writing
+from sync import bulk, items, outcomes, runs
 from sync.app import App
 from sync.flow import Flow
 from sync.outcomes import Again, store_results
@@ -133,7 +133,7 @@ def _work_together(app: App, name: str, events: Sequence[Taken[EventMessage]]) -
         for batch in _one_each(works, app.settings.events_together):  # the events of one record follow each other
             bulk.claim_ahead(flow, batch)
             items.prepare(flow, run, batch, create_references=True)
-            writing.give_up_ahead(flow, batch)
+            bulk.give_up_ahead(flow, batch)
             bulk.finish(flow, run, batch)
             _end(app, flow, run, batch, events)
 

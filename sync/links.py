@@ -109,10 +109,10 @@ class Book:
         """Store a match value that we have claimed, before its link. Raises RateLimitedError `claim_lost`."""
         store(self.flow, row)
 
-    def release_values(self, rows: Sequence[IdentityRow]) -> None:
-        """Give up match values that need no claim any more, now that their links are stored."""
+    def release(self, rows: Sequence[LinkRow | IdentityRow]) -> None:
+        """Give up claims under which nothing was written, or whose links say it all by now."""
         for row in rows:
-            release(self.flow, row)
+            release(self.flow, row, keep=is_linked(row))
 
     def own_target(self, link: LinkRow, key: str) -> None:
         """Make a created record ours. Raises RejectedError `target_taken`."""
@@ -227,7 +227,7 @@ def store(flow: Flow, row: claims.R) -> claims.R:
         ) from exc
 
 
-def release(flow: Flow, row: claims.R, *, keep: bool = False) -> None:
+def release(flow: Flow, row: LinkRow | IdentityRow, *, keep: bool = False) -> None:
     """Give a claim up after an attempt that certainly wrote nothing; a row that is nothing but the claim goes away."""
     try:
         if keep:
@@ -236,6 +236,11 @@ def release(flow: Flow, row: claims.R, *, keep: bool = False) -> None:
             flow.tables.delete(row)
     except RowChangedError:
         return  # taken over meanwhile: it is the other's to give up
+
+
+def is_linked(row: LinkRow | IdentityRow) -> bool:
+    """Tell whether a row is more than its claim, and stays when that is given up."""
+    return isinstance(row, LinkRow) and bool(row.other_key)
 
 
 def leave_in_doubt(flow: Flow, row: claims.R) -> None:

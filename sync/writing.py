@@ -75,12 +75,12 @@ def claim_ahead(flow: Flow, works: Sequence[Work], book: links.Book) -> None:
     each(works, claim)
 
 
-def give_up_ahead(flow: Flow, works: Sequence[Work]) -> None:
+def give_up_ahead(works: Sequence[Work], book: links.Book) -> None:
     """Give the claims up that were taken ahead for works that write nothing; a doubt about an earlier create stays."""
-    for work in works:
-        if not work.open and _is_held(work):
-            _release(flow, work)
-            work.ahead = False
+    over = [work for work in works if not work.open and _is_held(work)]
+    book.release([work.link for work in over if work.link])
+    for work in over:
+        work.ahead = False
 
 
 def _is_held(work: Work) -> bool:
@@ -112,7 +112,7 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
             work.error, work.outcome = error, None
     if there := [work for work in claimed if not work.matched and _is_there_already(work.error)]:
         finish(flow, run, _match_late(flow, run, there), type(book)(flow))
-    book.release_values([work.identity for work in claimed if work.siblings and work.identity and work.error is None])
+    book.release([work.identity for work in claimed if work.siblings and work.identity and work.error is None])
     if flow.recipe.block.children:
         from sync import children  # noqa: PLC0415  # the engine calls itself for the blocks under a block
 
@@ -222,7 +222,7 @@ def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
 
 def _release(flow: Flow, work: Work) -> None:
     if work.link is not None:
-        links.release(flow, work.link, keep=bool(work.link.other_key))
+        links.release(flow, work.link, keep=links.is_linked(work.link))
     if work.identity is not None:
         links.release(flow, work.identity)
 
