@@ -7,14 +7,13 @@ backfill; whoever holds the slot's row is running.
 import dataclasses
 import logging
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
 from shared.errors import MappingError, StateError
 from shared.state.rows import (
-    EVENT_PAGES,
     AuditRow,
     CursorRow,
     MailState,
@@ -321,16 +320,15 @@ def push_run(app: App, run: RunRow, delay_s: float = 0) -> RunRow:
 def _account(app: App, run: RunRow) -> RunRow:
     """Add up the pages whose results are all in, and note whether anything moved."""
     counts, warnings, done, partial = Counter(run.counts), run.warnings, run.pages_done, 0
-    for page in app.tables.query(PageRow, run.run_id, row_from=f"{done:06d}", limit=PAGES_LOOKED_AT):
-        whole = page.page == done and page.fanned_out
-        columns = COUNTED if whole else ("key", "outcome")  # of the others only how many there are
-        results = list(app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=columns))
-        final = {result.key: result for result in results if result.outcome is not Outcome.HELD}
-        if page.page != done or not page.fanned_out or not set(page.keys) <= final.keys():
-            partial += len(final)  # counted for good when its turn comes
+    pages = list(app.tables.query(PageRow, run.run_id, row_from=f"{done:06d}", limit=PAGES_LOOKED_AT))
+    final = _final_keys(app, run, pages)
+    for page in pages:
+        if page.page != done or not page.fanned_out or not set(page.keys) <= final[page.page]:
+            partial += len(final[page.page])  # counted for good when its turn comes
             continue
-        keep_open(app, run, list(final.values()))
-        for result in final.values():
+        results = list(app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED))
+        keep_open(app, run, results)
+        for result in results:
             tally(counts, result)
             warnings += 1 if result.warnings else 0
         done += 1
@@ -348,6 +346,17 @@ def _account(app: App, run: RunRow) -> RunRow:
     if run.state is RunState.WAITING:
         changes |= GOES_ON
     return app.change_run(run.run_id, **changes) or run
+
+
+def _final_keys(app: App, run: RunRow, pages: Sequence[PageRow]) -> dict[int, set[str]]:
+    """Return by page which records have their last result; all pages are read as one range."""
+    final: dict[int, set[str]] = defaultdict(set)
+    if pages:
+        first, last = f"{run.run_id}!{pages[0].page:06d}", f"{run.run_id}!{pages[-1].page + 1:06d}"
+        for result in app.tables.scan(ResultRow, first, last, select=("page", "key", "outcome")):
+            if result.outcome is not Outcome.HELD:
+                final[result.page].add(result.key)
+    return final
 
 
 GOES_ON: dict[str, object] = {"state": RunState.RUNNING, "waiting_since": None, "waiting_for": ""}
@@ -372,10 +381,9 @@ def _account_events(app: App, run: RunRow) -> None:
     """Add up a day's events; close the day when it is over."""
     counts: Counter[str] = Counter()
     warnings = 0
-    for page in range(EVENT_PAGES):
-        for result in app.tables.query(ResultRow, f"{run.run_id}!{page:06d}", select=COUNTED):
-            tally(counts, result)
-            warnings += 1 if result.warnings else 0
+    for result in app.tables.scan(ResultRow, f"{run.run_id}!", f"{run.run_id}!~", select=COUNTED):
+        tally(counts, result)
+        warnings += 1 if result.warnings else 0
     seen = sum(count for name, count in counts.items() if ":" not in name)
     changes = {"counts": dict(counts), "warnings": warnings, "results_seen": seen, "moved_at": app.now()}
     run = app.change_run(run.run_id, **changes) or run
