@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import math
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, time, timedelta
 
@@ -192,6 +194,7 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
     """
     by_event = {taken.message.event_id: taken for taken in events}
     outage: Again | None = None
+    waiting: dict[int, list[EventMessage]] = defaultdict(list)  # by their delay in seconds
     for work in works:
         later = outcomes.settle_error(flow, work)
         if later is not None:
@@ -205,7 +208,12 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
                 problem=later.message,
                 now=app.now(),
             )
-            app.queues.send(message, delay_s=later.delay_s)
+            if later.counted:
+                app.queues.send(message, delay_s=later.delay_s)
+            else:  # nothing is wrong with it: it waits together with others
+                waiting[math.ceil(later.delay_s)].append(message)
+    for delay_s, messages in waiting.items():
+        app.queues.send_events(messages, delay_s)
     if outage is not None:
         runs.note_outage(app, run.run_id, outage)
     elif run.state is RunState.WAITING and any(_was_answered(flow, run, work) for work in works):

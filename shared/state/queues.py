@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from shared.errors import ConfigError, MappingError, StateError
 from shared.state.rows import EventMessage, ItemModel, ItemsMessage, Message
 from shared.state.storage import Operations, SideBySide, code_of, state_error, status_of
-from shared.state.together import SentTogether
+from shared.state.together import SentTogether, packed
 
 MAX_BODY_BYTES = 64 * 1024  # https://learn.microsoft.com/rest/api/storageservices/put-message
 FITTING_BYTES = 40 * 1024  # of an items message: records travel in it up to here, else their keys alone
@@ -92,6 +92,10 @@ class Queues:
     def send_event(self, event: EventMessage, timeout_s: float) -> None:
         """Send an event within a time, together with those of other threads while storage is busy. Raises StateError."""
         self._together.send(event, sent_bytes(event.body()), timeout_s)
+
+    def send_events(self, events: Sequence[EventMessage], delay_s: float) -> None:
+        """Send events that wait equally long, several in a message. Raises StateError: some may be sent."""
+        self.send_many([*packed([(event, sent_bytes(event.body())) for event in events])], delay_s)
 
     def send_many(self, messages: Sequence[Message], delay_s: float = 0) -> None:
         """Send messages side by side. Raises the first StateError after all were tried: the others may be sent."""

@@ -8,13 +8,32 @@ wait for the one under way: callers never come faster than they are answered bec
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from shared.errors import StateError, SyncError
 from shared.state.rows import EventMessage
 
 MOST_EVENTS = 100  # of a message
 MOST_BYTES = 48 * 1024  # of a message of several
+
+
+def packed(events: Sequence[tuple[EventMessage, int]]) -> Iterator[EventMessage]:
+    """Yield events, each with its size in bytes, as few messages of several."""
+    piece: list[EventMessage] = []
+    piece_bytes = 0
+    for event, size in events:
+        if piece and (len(piece) == MOST_EVENTS or piece_bytes + size > MOST_BYTES):
+            yield _message_of(piece)
+            piece, piece_bytes = [], 0
+        piece.append(event)
+        piece_bytes += size
+    if piece:
+        yield _message_of(piece)
+
+
+def _message_of(events: Sequence[EventMessage]) -> EventMessage:
+    first, *others = events
+    return first.model_copy(update={"others": others})
 
 
 @dataclasses.dataclass(eq=False)
@@ -87,10 +106,9 @@ class SentTogether:
         return together
 
     def _send_all(self, together: list[_Waiting], timeout_s: float) -> None:
-        first, *others = (each.event for each in together)
         error: SyncError | None = StateError("The send was given up")
         try:
-            self._send(first.model_copy(update={"others": others}), timeout_s)
+            self._send(_message_of([each.event for each in together]), timeout_s)
             error = None
         except SyncError as exc:
             error = exc

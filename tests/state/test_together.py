@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import StateError
 from shared.state.rows import EventMessage
-from shared.state.together import MOST_BYTES, MOST_EVENTS, SentTogether
+from shared.state.together import MOST_BYTES, MOST_EVENTS, SentTogether, packed
 
 WAIT_S = 600.0  # longer than any machine stalls
 NOW = datetime(2026, 3, 10, 9, 0, tzinfo=UTC)
@@ -184,3 +184,16 @@ def test_death_of_a_send_frees_its_place_and_acknowledges_nobody() -> None:
     busy.together.send(build_event("b"), 500, WAIT_S)
 
     assert busy.sent == [["b"]]
+
+
+def test_events_that_wait_together_fill_few_messages() -> None:
+    """None is lost on the way, and no message holds more than it may."""
+    events = [(build_event(f"e{number}"), 300) for number in range(MOST_EVENTS + 1)]
+    events.append((build_event("large"), MOST_BYTES))
+
+    messages = list(packed(events))
+
+    assert [1 + len(message.others) for message in messages] == [MOST_EVENTS, 1, 1]
+    assert [each.event_id for message in messages for each in (message, *message.others)] == [
+        event.event_id for event, _ in events
+    ]
