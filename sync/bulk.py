@@ -23,6 +23,7 @@ from sync.work import Work
 
 LEAST_PORTION = 125  # records that are claimed before the first of them is written …
 CALLS_IN_A_ROW = 8  # … or so many as the target takes in so many turns: their rows then share transactions
+REFUSALS = 4  # of a shard's claims, each without the row for which the one before was refused
 _SIDE_BY_SIDE = SideBySide()
 
 A = TypeVar("A")
@@ -112,13 +113,19 @@ class ShardBook(links.Book):
         return link.model_copy(update={"claim": links.new_claim(self.flow, wanted.owner, creating=wanted.creating)})
 
     def _claim_shard(self, pairs: list[tuple[links.Wanted, LinkRow]]) -> None:
-        try:
-            rows = self.flow.tables.transact([("replace" if row.etag else "insert", row) for _, row in pairs])
-        except RowError:
-            return  # each is then claimed by itself, which says whose claim it met
-        for (wanted, _), row in zip(pairs, rows, strict=True):
-            if isinstance(row, LinkRow):
-                self._taken[wanted.row_key] = claims.Taken(row)
+        left = list(pairs)
+        for _ in range(REFUSALS):
+            if not left:
+                return
+            try:
+                rows = self.flow.tables.transact([("replace" if row.etag else "insert", row) for _, row in left])
+            except RowError as exc:
+                del left[exc.index]  # claimed by itself, which says whose claim it met; so are all after too many
+                continue
+            for (wanted, _), row in zip(left, rows, strict=True):
+                if isinstance(row, LinkRow):
+                    self._taken[wanted.row_key] = claims.Taken(row)
+            return
 
     def claim(self, wanted: links.Wanted) -> claims.Taken[LinkRow]:
         return self._taken.get(wanted.row_key) or super().claim(wanted)
