@@ -1,8 +1,9 @@
 """`python -m benchmarks.webhooks`: how fast webhooks are acknowledged while a run of 2,000 cases is going.
 
 The calls come from a process of their own, at a fixed rate that does not wait for answers: a call's time counts from the
-moment at which it was due, so a stall delays all that were due meanwhile and hides none. `--bulk-above`
-sets how many of the run's cases are worked one message each, in the same emulated storage as the events.
+moment at which it was due, so a stall delays all that were due meanwhile and hides none. They speak of `--contacts` contacts in
+turn, which Marketo does not know yet: the first call of each makes a lead. `--bulk-above` sets how many of the run's cases are
+worked one message each, in the same emulated storage as the events.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from sandbox.processes import tie_to_parent
 from sandbox.start import DYNAMICS, ROOT, Sandbox, running_in_thread
 
 CASES = 2_000
+CONTACTS, ACCOUNTS = 3_000, 300
 RATE, SECONDS = 100, 60
 BEGIN_WAIT_S = 60.0  # for the run's first write
 ANSWER_WAIT_S = 60.0  # as Dataverse waits
@@ -39,6 +41,7 @@ def main() -> int:
     parser.add_argument("--rate", type=int, default=RATE, help="webhooks a second")
     parser.add_argument("--seconds", type=int, default=SECONDS)
     parser.add_argument("--cases", type=int, default=CASES, help="cases of the run beside it; 0: none")
+    parser.add_argument("--contacts", type=int, default=CONTACTS, help="that the calls speak of")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--http-workers", type=int, default=1, help="more workers, for HTTP alone; 0: all share")
     parser.add_argument(
@@ -61,11 +64,12 @@ def main() -> int:
 
 
 def _measure(sandbox: Sandbox, options: argparse.Namespace) -> Json:
+    contacts = _insert_contacts(sandbox, options.contacts)
     run = _start_run(sandbox) if options.cases else ""
     load = {
         "parent": os.getpid(),
         "url": f"{sandbox.app_url}/api/webhooks/contact_to_lead?code={sandbox.env[f'{DYNAMICS}WEBHOOK_KEY']}",
-        "contacts": [row["contactid"] for row in sandbox.dynamics.rows("contact")],
+        "contacts": contacts,
         "rate": options.rate,
         "seconds": options.seconds,
     }
@@ -83,6 +87,7 @@ def _measure(sandbox: Sandbox, options: argparse.Namespace) -> Json:
         "command": " ".join(["python -m benchmarks.webhooks", *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "load_average": round(os.getloadavg()[0], 1),
+        "contacts": options.contacts,
         "workers": options.workers,
         "http_workers": options.http_workers,
         "rate": options.rate,
@@ -96,6 +101,25 @@ def _measure(sandbox: Sandbox, options: argparse.Namespace) -> Json:
         "cases_done": state.get("progress", {}).get("done", 0),
         "run_state_at_end": state.get("state", "none"),
     }
+
+
+def _insert_contacts(sandbox: Sandbox, count: int) -> list[str]:
+    """Add contacts of which no webhook tells: the calls that are measured do."""
+    sim = sandbox.dynamics
+    heard, sim.store.changed = sim.store.changed, lambda *_: None
+    try:
+        accounts = [sim.insert("account", name=f"Company {number}") for number in range(ACCOUNTS)]
+        return [
+            sim.insert(
+                "contact",
+                lastname=f"Quill {number}",
+                emailaddress1=f"quill{number}@customer.example",
+                parentcustomerid_account=accounts[number % ACCOUNTS],
+            )
+            for number in range(count)
+        ]
+    finally:
+        sim.store.changed = heard
 
 
 def _percentile(times_ms: list[float], percent: int) -> float:
@@ -119,7 +143,7 @@ def _get(url: str) -> Json:
 
 def _line(row: Json) -> str:
     return (
-        f"{row['rate']} webhooks/s for {row['seconds']} s, {row['workers']} workers and {row['http_workers']} for HTTP alone: p50 {row['p50_ms']} ms, p90 {row['p90_ms']} ms, "
+        f"{row['rate']} webhooks/s of {row['contacts']} contacts for {row['seconds']} s, {row['workers']} workers and {row['http_workers']} for HTTP alone: p50 {row['p50_ms']} ms, p90 {row['p90_ms']} ms, "
         f"p99 {row['p99_ms']} ms, longest {row['max_ms']} ms; answers {row['statuses']}; beside it a run ({row['run_state_at_end']}, "
         f"{row['cases_done']} cases done); {row['machine']}, load {row['load_average']}; sent {row['late_ms']} ms late at p99"
     )

@@ -159,7 +159,7 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"run-{os.getpid()}-", dir=FOLDER)))
         keeper = stack.enter_context(ThreadPoolExecutor(1, "sandbox-keeper"))  # children live as long as its thread
-        azurite = Azurite()
+        azurite = Azurite(folder / "azurite")  # in memory it stands still for seconds each minute to forget messages
         with _as_sandbox_error():
             await _on(keeper, azurite.start)
         stack.push_async_callback(_on, keeper, azurite.stop)
