@@ -41,7 +41,7 @@ start: $(RUN_READY)
 	@$(BIN)/python -m sandbox.start --records $(RECORDS) --base-port $(PORTS) $(ARGS)
 
 test: $(DEV_READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV_READY)
 	$(BIN)/ruff format --check .
