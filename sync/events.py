@@ -110,7 +110,9 @@ def _take_apart(app: App, taken: Taken[EventMessage]) -> None:
 
     Each keeps its claims. A repeat sends them twice, of which the second finds what the first one did.
     """
-    events = [event.message.model_copy(update={"first_id": event.id}) for event in split(taken)]
+    events = [
+        event.message.model_copy(update={"first_id": event.message.first_id or event.id}) for event in split(taken)
+    ]
     app.queues.send_many(events)
 
 

@@ -577,6 +577,34 @@ def test_event_that_kills_its_worker_takes_no_other_of_its_message_along(contact
     assert len(world.leads()) == 3
 
 
+def test_events_that_have_waited_keep_their_claims_when_their_message_is_taken_apart(
+    contact_world: ContactWorld,
+) -> None:
+    """An event that was sent on holds its claims under its first id: under another one it would wait for itself."""
+    world = contact_world
+    fault = world.marketo.add_fault("status", status=503, path="/rest/", times=0)
+    ids = _hook_together(world, [world.contact(f"c{number}@customer.example") for number in range(3)])
+    world.pump.run(for_s=0)
+    world.marketo.faults.remove(fault)
+    world.change_settings(events_together=1)  # none is taken along: each delivery is seen
+    deliveries: list[EventMessage] = []
+
+    def die_once(delivery: Delivery) -> None:
+        if delivery.queue == EventMessage.QUEUE:
+            deliveries.append(parse(EventMessage, delivery.body))
+            world.wire.kill_at(0 if deliveries[-1].others and delivery.count == 1 else -1, after=False)
+
+    world.pump.before = die_once
+    world.pump.run()
+
+    waited = deliveries[0]
+    first_ids = [event.first_id for event in (waited, *waited.others)]
+    assert len(set(first_ids)) == 3
+    assert sorted(event.first_id for event in deliveries if not event.others) == sorted(first_ids)
+    assert world.counted([world.event(event_id) for event_id in ids]) == {"created": 3}
+    assert len(world.leads()) == 3
+
+
 def test_message_of_several_that_comes_twice_has_one_result_an_event(contact_world: ContactWorld) -> None:
     """A message whose deletion was lost is taken apart, and each of its events finds its result."""
     world = contact_world
