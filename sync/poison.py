@@ -100,7 +100,7 @@ def _bury_one(app: App, message: EventMessage) -> None:
     _count(app, message.QUEUE, run, 1, result.reason)
     if app.tables.get(ResultRow, result.partition_key, result.row_key) is not None:
         return
-    runs.keep_open(app, run, [result])
+    runs.keep_open(app, run, [result], runs.open_rows(app, run))
     with contextlib.suppress(RowExistsError):
         app.tables.insert(result)
 

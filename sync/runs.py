@@ -7,9 +7,10 @@ backfill; whoever holds the slot's row is running.
 import dataclasses
 import logging
 import secrets
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Literal
 
 from shared.errors import MappingError, StateError
@@ -321,16 +322,16 @@ def _account(app: App, run: RunRow) -> RunRow:
     """Add up the pages whose results are all in, and note whether anything moved."""
     counts, warnings, done, partial = Counter(run.counts), run.warnings, run.pages_done, 0
     pages = list(app.tables.query(PageRow, run.run_id, row_from=f"{done:06d}", limit=PAGES_LOOKED_AT))
-    final = _final_keys(app, run, pages)
-    for page in pages:
-        if page.page != done or not page.fanned_out or not set(page.keys) <= final[page.page]:
-            partial += len(final[page.page])  # counted for good when its turn comes
+    known: dict[str, OpenRow] | None = None
+    for page, results in _last_results(app, run, pages):
+        if page.page != done or not page.fanned_out or not set(page.keys) <= results.keys():
+            partial += len(results)  # counted for good when its turn comes
             continue
-        results = list(app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED))
-        keep_open(app, run, results)
-        for result in results:
+        for result in results.values():
             tally(counts, result)
             warnings += 1 if result.warnings else 0
+        known = open_rows(app, run) if known is None else known
+        keep_open(app, run, _in_full(app, page, results.values()), known)
         done += 1
     seen = sum(count for name, count in counts.items() if ":" not in name) + partial
     if (done, seen) == (run.pages_done, run.results_seen):
@@ -348,15 +349,26 @@ def _account(app: App, run: RunRow) -> RunRow:
     return app.change_run(run.run_id, **changes) or run
 
 
-def _final_keys(app: App, run: RunRow, pages: Sequence[PageRow]) -> dict[int, set[str]]:
-    """Return by page which records have their last result; all pages are read as one range."""
-    final: dict[int, set[str]] = defaultdict(set)
-    if pages:
-        first, last = f"{run.run_id}!{pages[0].page:06d}", f"{run.run_id}!{pages[-1].page + 1:06d}"
-        for result in app.tables.scan(ResultRow, first, last, select=("page", "key", "outcome")):
-            if result.outcome is not Outcome.HELD:
-                final[result.page].add(result.key)
-    return final
+def _last_results(app: App, run: RunRow, pages: Sequence[PageRow]) -> Iterator[tuple[PageRow, dict[str, ResultRow]]]:
+    """Yield each page with its results that are not held, in brief and by key; all pages are read as one range."""
+    if not pages:
+        return
+    first, last = f"{run.run_id}!{pages[0].page:06d}", f"{run.run_id}!{pages[-1].page + 1:06d}"
+    found = groupby(app.tables.scan(ResultRow, first, last, select=BRIEF), key=lambda result: result.page)
+    number, results = next(found, (-1, iter(())))
+    for page in pages:
+        here: dict[str, ResultRow] = {}
+        if number == page.page:
+            here = {result.key: result for result in results if result.outcome is not Outcome.HELD}
+            number, results = next(found, (-1, iter(())))
+        yield page, here
+
+
+def _in_full(app: App, page: PageRow, brief: Collection[ResultRow]) -> Iterable[ResultRow]:
+    """Return a page's results with what is shown of those that failed, if any did."""
+    if any(result.outcome is Outcome.FAILED for result in brief):
+        return app.tables.query(ResultRow, f"{page.run_id}!{page.page:06d}", select=COUNTED)
+    return brief
 
 
 GOES_ON: dict[str, object] = {"state": RunState.RUNNING, "waiting_since": None, "waiting_for": ""}
@@ -393,17 +405,22 @@ def _account_events(app: App, run: RunRow) -> None:
         look_again(app, run, EVENTS_CHECK_S)
 
 
+BRIEF = ("page", "key", "record_key", "outcome", "reason", "warnings")
 COUNTED = (
     "run_id", "page", "key", "record_key", "outcome",
     "reason", "message", "warnings", "source_label", "source_url", "ended_at",
 )  # fmt: skip
 
 
-def keep_open(app: App, run: RunRow, results: Sequence[ResultRow]) -> None:
+def open_rows(app: App, run: RunRow) -> dict[str, OpenRow]:
+    """Return what is noted as failed of a run's recipe, by key."""
+    return {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
+
+
+def keep_open(app: App, run: RunRow, results: Iterable[ResultRow], known: Mapping[str, OpenRow]) -> None:
     """Note what failed, to be taken along by the next runs, and strike what is in order again."""
     if run.preview:
         return
-    known = {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
     for result in results:
         row = known.get(result.record_key or result.key)
         if result.outcome is Outcome.FAILED and (row is None or row.last_run_id != run.run_id):
@@ -535,9 +552,10 @@ def _start_following(app: App, run: RunRow) -> bool:
 
 def _keep_rest_open(app: App, run: RunRow) -> None:
     """Keep what failed on the pages of a stopped run that were never complete."""
+    known = open_rows(app, run)
     for page in app.tables.query(PageRow, run.run_id, row_from=f"{run.pages_done:06d}", select=("run_id", "page")):
         results = app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED)
-        keep_open(app, run, [result for result in results if result.outcome is not Outcome.HELD])
+        keep_open(app, run, [result for result in results if result.outcome is not Outcome.HELD], known)
 
 
 def _move_cursor(app: App, run: RunRow) -> None:
