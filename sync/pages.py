@@ -36,7 +36,7 @@ from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
-from sync.portions import ROOM, Relay, by_shard, permits_of, send_next, work_portions
+from sync.portions import ROOM, Relay, by_shard, permits_of, send_next, send_those_in_turn, work_portions
 from sync.recipe import GoneAction
 from sync.verify import verify
 from sync.work import Work
@@ -52,7 +52,7 @@ _SIDE_BY_SIDE = SideBySide()
 # -- listing ------------------------------------------------------------------------------------------------------
 
 
-def list_page(app: App, message: PageMessage, message_id: str) -> None:
+def list_page(app: App, message: PageMessage, message_id: str, dequeue_count: int) -> None:
     """List one page of a run and send its records on. A listing that fails for good ends the run as failed."""
     run = app.find_run(message.run_id)
     if run is None or run.state.ended:
@@ -65,7 +65,7 @@ def list_page(app: App, message: PageMessage, message_id: str) -> None:
                 _release_page(app, flow, run, message, owner)
             else:
                 _describe_ahead(flow)
-                _list_page(app, flow, _begin(app, flow, run), message, owner)
+                _list_page(app, flow, _begin(app, flow, run), message, owner, is_new=dequeue_count <= 1)
         except (RemoteError, ConfigError) as exc:
             _later_or_fail(app, flow, run, message, message_id, exc)
 
@@ -142,9 +142,10 @@ def _validate_once(app: App, flow: Flow) -> None:
     app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, valid)
 
 
-def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str) -> None:
+def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str, *, is_new: bool) -> None:
     blank = PageRow(run_id=run.run_id, page=message.page)
-    page = app.tables.get(PageRow, blank.partition_key, blank.row_key)
+    is_new = is_new and not message.first_id  # then a manifest is there only if the message was sent twice
+    page = None if is_new else app.tables.get(PageRow, blank.partition_key, blank.row_key)
     rows: Sequence[Row] | None = None
     if page is None:
         page, rows = _fetch_page(app, flow, run, message)
@@ -167,11 +168,13 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
     keys = page.keys if rows is not None else _keys_without_result(app, page)
     works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
     only = page.last and page.page == 0
-    with ROOM.hold(len(works) if relay is not None else 0):
+    with relay or contextlib.nullcontext(), ROOM.hold(len(works) if relay is not None else 0):
         held, counted = _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
     if relay is not None:
         relay.send()
     _mark_fanned_out(app, page, held, counted)
+    if relay is not None:
+        send_those_in_turn()
 
 
 def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tuple[PageRow, Sequence[Row] | None]:

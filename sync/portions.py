@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Self
 
 from shared import attempt
 from shared.errors import RateLimitedError
@@ -16,7 +17,7 @@ from sync.app import App
 from sync.flow import Flow
 from sync.work import Work
 
-RECORDS_IN_HAND = 750  # of a process, over all its pages
+RECORDS_IN_HAND = 800  # of a process, over all its pages
 LEAST_PAGES, MOST_PAGES = 2, 8  # of a run, in hand together, over all workers
 PERMITS_A_PAGE = 8  # for so many calls at once one page more is in hand
 BUSY_S = 5.0  # until a page is sent again that found no room in time
@@ -63,13 +64,25 @@ def send_next(app: App, page: PageRow) -> None:
 
 
 class Relay:
-    """Sends the next page on once, as soon as few enough earlier pages are in hand, at the latest when this one is done."""
+    """Sends the next page on once, as soon as few enough earlier pages are in hand, at the latest when this one is done.
+
+    While it is entered, the end of another page in this process has it look again.
+    """
 
     def __init__(self, app: App, flow: Flow, page: PageRow, *, sent: bool = False) -> None:
         self._app, self._page = app, page
         self._before = page.page + 1 - pages_at_once(app, flow)
         self._sent = sent or page.last
         self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        with _RELAYS_LOCK:
+            _RELAYS.append(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with _RELAYS_LOCK:
+            _RELAYS.remove(self)
 
     def send_in_turn(self) -> None:
         """Send the next page if its turn has come."""
@@ -91,6 +104,18 @@ class Relay:
     def _send(self) -> None:
         send_next(self._app, self._page)
         self._sent = True
+
+
+_RELAYS: list[Relay] = []  # of the pages in hand in this process
+_RELAYS_LOCK = threading.Lock()
+
+
+def send_those_in_turn() -> None:
+    """Send the pages whose turn has come because one in this process is done."""
+    with _RELAYS_LOCK:
+        relays = list(_RELAYS)
+    for relay in relays:
+        relay.send_in_turn()
 
 
 def pages_at_once(app: App, flow: Flow) -> int:

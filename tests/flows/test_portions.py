@@ -1,4 +1,4 @@
-"""How many records a process has in hand."""
+"""How many records a process has in hand, and how many pages a run."""
 
 import threading
 
@@ -6,7 +6,9 @@ import pytest
 
 from shared.attempt import attempt, monotonic_s
 from shared.errors import RateLimitedError
-from sync.portions import Room
+from shared.state.rows import PageRow, new_run_id
+from sync.portions import Relay, Room, pages_at_once, send_those_in_turn
+from tests.flows.world import NOW, RECIPE, World
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,27 @@ def test_page_that_finds_no_room_in_time_waits_in_the_queue():
             pass
 
     assert caught.value.code == "worker_busy"
+
+
+def test_next_page_is_sent_as_soon_as_an_earlier_one_is_done(world: World) -> None:
+    """Not only when the page before it is: its target would have nothing to do while the next ones are listed."""
+    app, flow, run_id = world.app, world.app.flow(RECIPE), new_run_id(RECIPE, NOW, "0000")
+    newest = pages_at_once(app, flow) - 1
+    first, last = (app.tables.insert(PageRow(run_id=run_id, page=page)) for page in (0, newest))
+
+    def sent() -> int:
+        return world.queues.operations.counts()["send"]
+
+    before = sent()
+    with Relay(app, flow, last) as relay:
+        relay.send_in_turn()
+        send_those_in_turn()
+        assert sent() == before
+        app.tables.replace(first.model_copy(update={"fanned_out": True}))
+        send_those_in_turn()
+        relay.send_in_turn()
+        relay.send()
+        assert sent() == before + 1
+    send_those_in_turn()
+
+    assert sent() == before + 1
