@@ -217,6 +217,9 @@ class NoPermits:
     def hold(self, *, ahead: bool = False) -> AbstractContextManager[None]:  # noqa: ARG002  # the protocol
         return nullcontext()
 
+    def expect(self, calls: int) -> None:
+        """Ask for nothing: there is no limit."""
+
     def pause(self, seconds: float) -> None:
         """Let the caller wait: the error says how long."""
 

@@ -192,6 +192,10 @@ class HttpConnection:
             reraise=True,
         )(self._call_once, call)
 
+    def expect(self, calls: int) -> None:
+        """Get ready for so many calls that are made now, side by side."""
+        self._permits.expect(calls)
+
     def close(self) -> None:
         """Close the pool's idle connections."""
         self._adapter.close()

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from shared import attempt
 from shared.clients import servicenow_query as query
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
-from shared.clients.lookups import check_values, keep_asked
+from shared.clients.lookups import check_values, keep_asked, page_of
 from shared.clients.servicenow_children import (
     group_paths,
     name_entries,
@@ -86,7 +86,7 @@ class ServiceNow:
         *,
         web_url: str | None = None,
         page_size: int = 100,
-        bulk_page_size: int = 250,
+        bulk_page_size: int = 400,
         lookup_size: int = 1000,
         transaction_s: float = 60.0,
         parallel: int = 1,
@@ -173,7 +173,7 @@ class ServiceNow:
     ) -> Page:
         """Fetch a page by keyset: rows that change meanwhile move behind the place that was reached, none is skipped."""
         columns, moment = self._columns(record, paths), self._table(record).moment
-        place, size = Place.read(page), max(self._bulk_page_size, fill) if in_bulk else self._page_size
+        place, size = Place.read(page), page_of(self._bulk_page_size, fill) if in_bulk else self._page_size
         window = build_window(moment, changed)
         when = query.build_condition(changed.when)
         order = (moment, "sys_id")
@@ -223,6 +223,7 @@ class ServiceNow:
     def _side_by_side(self, step: Callable[[A], B], units: Sequence[A], kind: str = "writes") -> list[B]:
         if min(self._parallel, len(units)) <= 1:
             return [step(unit) for unit in units]
+        self._http.expect(min(self._parallel, len(units)))
         pool = self._pool(f"{attempt.current().lane}-{kind}")
         futures = [pool.submit(contextvars.copy_context().run, step, unit) for unit in units]
         wait(futures)  # whatever becomes of one, none is under way when we return

@@ -146,6 +146,9 @@ class Permits(Protocol):
         Raises RateLimitedError when none comes free within a few seconds.
         """
 
+    def expect(self, calls: int) -> None:
+        """Tell that so many calls come now, side by side."""
+
     def pause(self, seconds: float) -> None:
         """Stop every worker's calls to this connection for a while (Retry-After)."""
 
@@ -182,7 +185,7 @@ class Source(System, Protocol):
     ) -> Page:
         """Fetch a page of changed records; `page` is the previous page's `next`, None for the first.
 
-        All pages of a listing are asked for alike; those of one in bulk are larger, of `fill` records at the least.
+        All pages of a listing are asked for alike; those of one in bulk are larger, of `fill` records or a multiple of it.
         Raises RejectedError with code `page_expired` when the vendor no longer knows the page.
         """
 

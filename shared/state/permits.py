@@ -36,7 +36,8 @@ CALLS_PER_LOOK = 20
 FIRST_LOOK_S = 0.5  # after a block was taken, each next one waits twice as long …
 MANY_CALLS, BUSY_LOOK_S = 45, 0.25  # … but with so many calls in between it is soon: what others want changes fast
 IDLE_S, IDLE_BESIDE_OTHERS_S = 0.5, 0.2  # without a call, until the block goes back
-RETRY_S = (0.1, 1.0)  # between asks of a process that lacks its share: first, last
+RETRY_S = (0.1, 1.0)  # between asks of a process that lacks permits: while others move, and at last where nothing moves
+LEAST_GIVEN_BACK = 4  # permits: fewer that lie idle wait for the next look
 MIN_GAP_S = 0.05  # between two exchanges
 SAME_PAUSE_S = 0.5  # pauses that differ by less are one
 CONFLICTS = 10  # processes that may be faster than us in a row
@@ -124,8 +125,17 @@ class SharedPermits:
                 self._lanes[lane] -= 1
                 self._used_at_s = self._now_s()
                 self._serve()
-                if not self._in_use.total() or self._in_use[pool] >= self._limit[pool]:
+                if not self._in_use.total() or self._in_use[pool] >= self._limit[pool] or self._lies_idle():
                     self._changed.notify()
+
+    def expect(self, calls: int) -> None:
+        """Ask at once for the permits of so many calls that come now; they would else be asked for as they come."""
+        lane = attempt.current().lane
+        with self._lock:
+            self._peak[lane] = max(self._peak[lane], self._demand(lane) + calls)
+            self._used_at_s = self._now_s()  # the block stays until they come
+            if self._expects_more():
+                self._wake_keeper()
 
     def pause(self, seconds: float) -> None:
         """Stop every worker's calls: ours at once, the others' when they next look. Never shortens a pause."""
@@ -287,12 +297,14 @@ class SharedPermits:
         self._next_look_s = FIRST_LOOK_S / 2
         self._limit.clear()
         self._asked.clear()
+        self._peak.clear()
 
     def _next_exchange(self) -> tuple[float, bool]:
         """Return when the row must be asked next, and whether to give everything back then."""
         now_s = self._now_s()
         waiting = any(self._waiting.values())
-        idle = not waiting and not self._in_use.total()
+        wanting = waiting or self._expects_more()
+        idle = not wanting and not self._in_use.total()
         idle_s = IDLE_BESIDE_OTHERS_S if self._last is not None and not self._last.alone else IDLE_S
         if idle and (self._closing or now_s >= self._used_at_s + idle_s):
             return now_s, True
@@ -305,24 +317,34 @@ class SharedPermits:
             dues.append(self._paused_until_s)
         if self._publish or any(self._in_use[pool] < self._row_held[pool] > self._limit[pool] for pool in POOLS):
             dues.append(gap)
-        if waiting and not paused:
+        if wanting and not paused:
             dues.append(self._due_for_waiters(gap))
+        if self._lies_idle():
+            dues.append(gap)
         if self._row_held.total():
             dues.append(max(gap, self._valid_until_s - self._call_s - self._slack_s / 2))
         return min(dues), False
 
     def _due_for_waiters(self, gap: float) -> float:
         dry = [lane for lane in Lane if self._waiting[lane] and self._dry_for_s(lane) > 0]
-        if len(dry) == sum(1 for queue in self._waiting.values() if queue):
+        if dry and len(dry) == sum(1 for queue in self._waiting.values() if queue):
             return self._now_s() + min(self._dry_for_s(lane) for lane in dry)
-        if (
-            any(min(self._demand(lane), self.limits.concurrency) > self._asked[lane] for lane in Lane)
-            or self._out_of_calls()
-        ):
+        if self._expects_more() or self._out_of_calls():
             return gap
-        if self._last is None or self._last.starved:
+        if self._last is None or self._last.starved or self._last.room:
             return self._looked_at_s + self._retry_s
-        return self._looked_at_s + RETRY_S[1] if self._last.room else float("inf")
+        return float("inf")
+
+    def _expects_more(self) -> bool:
+        """Tell whether more calls are under way, wait or were announced than the last exchange asked permits for."""
+        most = self.limits.concurrency
+        return any(min(max(self._peak[lane], self._demand(lane)), most) > self._asked[lane] for lane in Lane)
+
+    def _lies_idle(self) -> bool:
+        """Tell whether half of what we may use is not used, and others have use for it."""
+        if self._last is None or not self._last.scarce or any(self._waiting.values()) or self._expects_more():
+            return False
+        return self._limit.total() >= max(LEAST_GIVEN_BACK, 2 * self._in_use.total())
 
     def _out_of_calls(self) -> bool:
         return any(
@@ -345,7 +367,7 @@ class SharedPermits:
         for _ in range(CONFLICTS):
             with self._lock:
                 sent_at_s = self._now_s()
-                ask = self._ask(leaving=leaving and not self._demand(Lane.RUN) and not self._demand(Lane.EVENT))
+                ask = self._ask(leaving=leaving and not any(map(self._demand, Lane)) and not self._expects_more())
                 settled = settle(row or self._key, ask, self.limits)
                 for pool in POOLS:  # lowered before storage hears of it
                     self._limit[pool] = min(self._limit[pool], settled.limit[pool])
@@ -358,8 +380,8 @@ class SharedPermits:
                 row = self._tables.replace(settled.row) if row else self._tables.insert(settled.row)
             except RowError as exc:
                 with self._lock:
-                    for pool in POOLS:
-                        self._row_held[pool] = max(self._row_held[pool], self._limit[pool])
+                    self._row_held |= self._limit
+                    self._peak |= self._asked
                 row = exc.stored if isinstance(exc.stored, PermitRow) else None
                 continue
             with self._lock:
@@ -373,6 +395,8 @@ class SharedPermits:
         return self._publish or renewing or (leaving and self._listed)
 
     def _ask(self, *, leaving: bool) -> Ask:
+        if leaving or self._lies_idle():
+            self._peak.clear()
         for lane in Lane:
             self._note_peak(lane)
         self._asked, self._peak = self._peak, Counter()
@@ -393,6 +417,7 @@ class SharedPermits:
     def _adopt(self, settled: Settled, row: PermitRow | None, valid_until_s: float | None = None) -> None:
         """Use what an exchange came to; `valid_until_s` when it was written."""
         now_s, now = self._now_s(), self._tables.now()
+        moved = self._row is None or row is None or row.etag != self._row.etag
         self._row, self._last, self._looked_at_s, self._calls_since_look = row, settled, now_s, 0
         self._next_look_s = min(2 * self._next_look_s, self._look_s)
         self._limit = Counter(settled.limit)  # no more than the row has of us, written now or before
@@ -422,7 +447,7 @@ class SharedPermits:
                     self._wake_waiters()
                 else:
                     self._dry.pop(f"{budget.name}|{lane}", None)
-        self._retry_s = min(self._retry_s * 2, RETRY_S[1]) if settled.starved else RETRY_S[0]
+        self._retry_s = RETRY_S[0] if moved else min(self._retry_s * 2, RETRY_S[1])
         self._serve()
 
     def _fail(self, exc: SyncError) -> None:

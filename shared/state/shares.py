@@ -140,6 +140,7 @@ class Settled:
     changed: bool  # whether the row says anything new, the end of the lease apart
     alone: bool  # nobody else has a block
     starved: bool  # it lacks permits of its fair share
+    scarce: bool  # others want more than they have, or may soon
     room: bool  # permits were left free although it needs more
 
 
@@ -176,9 +177,17 @@ def settle(row: PermitRow, ask: Ask, limits: Limits) -> Settled:
         calls=calls,
         changed=not same or spent != row.spent or paused_until != row.paused_until,
         alone=not others,
+        scarce=_is_scarce(held, others, limits),
         starved=wanting,
         room=room,
     )
+
+
+def _is_scarce(held: Mapping[Pool, int], others: list[Block], limits: Limits) -> bool:
+    """Tell whether others want permits, or there are others and less than a quarter of all is free."""
+    taken = sum(sum(each.values()) for each in (held, *(block.held for block in others)))
+    wanted = any(any(block.wants.values()) for block in others)
+    return wanted or (bool(others) and 4 * taken >= 3 * limits.concurrency)
 
 
 def _share(

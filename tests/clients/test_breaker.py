@@ -24,6 +24,9 @@ class Pauses:
     def hold(self, *, ahead=False):
         return contextlib.nullcontext()
 
+    def expect(self, calls):
+        pass
+
     def pause(self, seconds):
         self.seconds.append(seconds)
 

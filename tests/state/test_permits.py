@@ -13,6 +13,7 @@ import pytest
 
 from shared.attempt import Lane, attempt
 from shared.errors import RateLimitedError, StateError
+from shared.state import permits as permits_module
 from shared.state.permits import SharedPermits
 from shared.state.shares import Budget, Limits, PermitRow
 from tests.state import permit_worker
@@ -117,6 +118,19 @@ def start_worker(azurite, prefix, vendor, concurrency, threads, calls) -> subpro
 
 def stored(tables) -> PermitRow | None:
     return tables.get(PermitRow, "vendor", "permits")
+
+
+def await_held(tables, permits: int) -> None:
+    """Return when the row says that so many permits are held over all processes."""
+    ends_at_s = time.monotonic() + 60
+    while held(tables) != permits:
+        assert time.monotonic() < ends_at_s, f"{held(tables)} are held, not {permits}"
+        time.sleep(0.01)
+
+
+def held(tables) -> int:
+    row = stored(tables)
+    return sum(sum(block.held.values()) for block in row.blocks.values()) if row else 0
 
 
 def test_threads_of_two_processes_share(tables, others, vendor, share):
@@ -328,6 +342,74 @@ def test_idle_block_goes_back(tables, others, share):
     second.close()
 
     assert stored(tables).blocks == {}
+
+
+def test_announced_calls_are_asked_for_at_once(tables, others, share):
+    """With one write of the row for all of them, before the first has come; those that do not come go back."""
+    permits = share(tables, Limits(8))
+
+    permits.expect(5)
+    await_held(others, 5)
+
+    assert tables.operations.counts()["replace"] == 0
+    await_held(others, 0)
+
+
+def test_announcement_while_the_block_goes_back_is_not_lost(tables, others, edge, share, monkeypatch):
+    """Announced while the row is read, made while it is written: the call would else wait for the next look."""
+    monkeypatch.setattr(permits_module, "FIRST_LOOK_S", 600.0)
+    first, second = (share(each, Limits(8), wait_s=20, look_s=300) for each in (tables, others))
+    read, made = tables.get, []
+
+    def hold() -> None:
+        with first.hold():
+            made.append("call")
+
+    call = threading.Thread(target=hold)
+
+    def begin_call() -> None:
+        call.start()
+        await_line(first, 1)
+
+    def read_and_announce(*key):
+        first.expect(6)
+        edge.before = begin_call
+        monkeypatch.setattr(tables, "get", read)
+        return read(*key)
+
+    with second.hold():
+        with first.hold():
+            await_held(others, 2)
+        monkeypatch.setattr(tables, "get", read_and_announce)
+        while call.ident is None:
+            time.sleep(0.001)
+        call.join()
+
+    assert made
+
+
+def test_permits_that_lie_idle_go_back_while_others_want_them(tables, others, share, monkeypatch):
+    """Though one of the process's calls goes on, and long before it would look at the row again."""
+    monkeypatch.setattr(permits_module, "FIRST_LOOK_S", 600.0)
+    limits = Limits(8, kept=0)
+    first, second = share(tables, limits, wait_s=30, look_s=300, slack_s=600), share(others, limits, wait_s=30)
+    begun, end, gone = threading.Barrier(7), threading.Event(), threading.Event()
+
+    def call(until: threading.Event) -> None:
+        with first.hold():
+            begun.wait()
+            until.wait()
+
+    threads = [threading.Thread(target=call, args=(end if number else gone,)) for number in range(6)]
+    with second.hold():
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        end.set()
+        await_held(tables, 2)  # one of each process
+        gone.set()
+    for thread in threads:
+        thread.join()
 
 
 def test_call_does_not_start_that_could_outlive_the_lease(tables, share, edge):

@@ -67,6 +67,21 @@ def test_newcomer_gets_half_of_what_is_free():
     assert settled.room
 
 
+@pytest.mark.parametrize(
+    ("asks", "scarce"),
+    [
+        ([ask("a", run=8)], False),
+        ([ask("a", run=1), ask("b", run=2)], False),
+        ([ask("a", run=1), ask("b", run=5)], True),
+        ([ask("a", run=8), ask("b", run=8), ask("a", run=1, at_s=1)], True),
+    ],
+    ids=["alone", "enough for all", "little is left", "another wants more"],
+)
+def test_permits_are_scarce_when_others_may_want_them(asks, scarce):
+    """Who then lets half of its own lie idle gives them back at once."""
+    assert settle_all(Limits(8, kept=0), *asks).scarce is scarce
+
+
 def test_process_without_permits_is_given_its_share():
     """It says so in the row, and the holder goes down, as far as its calls have ended."""
     limits = Limits(4)
