@@ -15,18 +15,20 @@ from typing import Any
 from shared.clients.system import Row
 from shared.errors import ConfigError, RejectedError, StateError, SyncError, TransientError
 from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
+from shared.state.storage import SideBySide
 from sync import links, references
 from sync.decide import Action, agreement, decide, is_stale, same_value, wants_find, wants_rekeying
 from sync.flow import Flow
 from sync.mapping import FieldWarning, Mapped, holds, map_record
 from sync.matching import Match, find_matches
 from sync.owners import check_owned
-from sync.recipe import GoneAction, MatchRule
+from sync.recipe import Find, GoneAction, MatchRule
 from sync.references import Ask, Reference
 from sync.siblings import find_sibling, read_siblings, siblings_of
 from sync.work import Work, each
 
 LOG = logging.getLogger(__name__)
+_SIDE_BY_SIDE = SideBySide()
 
 
 def works_of(items: Iterable[ItemModel], *, page: int, owner: str) -> list[Work]:
@@ -222,47 +224,58 @@ def needs_vendor(work: Work) -> bool:
 
 
 def resolve_references(flow: Flow, run: RunRow, works: Sequence[Work], *, create: bool) -> None:
-    """Answer the `find` blocks, one field at a time for all records."""
+    """Answer the `find` blocks, one field at a time for all records; fields that make nothing are asked side by side."""
+    finds = [(name, rule.find) for name, rule in flow.recipe.block.fields.items() if rule.find is not None]
+    together = [each for each in finds if not create and not each[1].write.may_change]
+    answers = _SIDE_BY_SIDE.map(lambda each: _answer_field(flow, run, works, *each, create=False), together)
+    for (name, _), answered in zip(together, answers, strict=True):
+        _take_answers(run, name, answered)
+    for name, find in finds:
+        if (name, find) not in together:
+            _take_answers(run, name, _answer_field(flow, run, works, name, find, create=create))
+
+
+def _answer_field(
+    flow: Flow, run: RunRow, works: Sequence[Work], name: str, find: Find, *, create: bool
+) -> list[tuple[Work, Reference | Exception]]:
+    """Answer one field's `find` block for the works that ask it."""
     from sync.nested import sync_found  # noqa: PLC0415  # the engine calls itself for the blocks inside a block
 
-    for name, rule in flow.recipe.block.fields.items():
-        if rule.find is None:
-            continue
-        asking: list[Work] = []
-        asks: list[Ask] = []
-        for work in works:
-            if not work.open or work.mapped is None or name in work.references:
-                continue
-            wanted = wants_find(work.mapped, work.link, flow.target_name, flow.digests)
-            for field in wanted:
-                if field.name == name:
-                    asking.append(work)
-                    asks.append(Ask(field, work.owner))
-        if not asks:
-            continue
-        try:
-            if rule.find.write.may_change:  # the record is kept in step too: a batch of its own
-                answers = sync_found(flow, run, rule.find, list(zip(asking, asks, strict=True)))
-            else:
-                answers = [*references.resolve(flow, rule.find, asks, create=create)]
-        except (StateError, ConfigError):
-            raise
-        except SyncError as exc:
-            answers = [exc] * len(asks)
-        except Exception as exc:
-            LOG.exception("references could not be resolved")
-            answers = [exc] * len(asks)
-        for work, answer in zip(asking, answers, strict=True):
-            if isinstance(answer, Exception):
-                work.error = answer
-            elif answer.missing and run.preview:
-                work.references[name] = Reference(
-                    warnings=(FieldWarning("would_be_created", f"{name}: would be made."),)
-                )
-            elif answer.missing:
-                work.missing.add(answer.missing)
-            else:
-                work.references[name] = answer
+    asking = [
+        (work, Ask(field, work.owner))
+        for work in works
+        if work.open and work.mapped is not None and name not in work.references
+        for field in wants_find(work.mapped, work.link, flow.target_name, flow.digests)
+        if field.name == name
+    ]
+    if not asking:
+        return []
+    answers: Sequence[Reference | Exception]
+    try:
+        if find.write.may_change:  # the record is kept in step too: a batch of its own
+            answers = sync_found(flow, run, find, asking)
+        else:
+            answers = references.resolve(flow, find, [ask for _, ask in asking], create=create)
+    except (StateError, ConfigError):
+        raise
+    except SyncError as exc:
+        answers = [exc] * len(asking)
+    except Exception as exc:
+        LOG.exception("references could not be resolved")
+        answers = [exc] * len(asking)
+    return [(work, answer) for (work, _), answer in zip(asking, answers, strict=True)]
+
+
+def _take_answers(run: RunRow, name: str, answered: Sequence[tuple[Work, Reference | Exception]]) -> None:
+    for work, answer in answered:
+        if isinstance(answer, Exception):
+            work.error = work.error or answer
+        elif answer.missing and run.preview:
+            work.references[name] = Reference(warnings=(FieldWarning("would_be_created", f"{name}: would be made."),))
+        elif answer.missing:
+            work.missing.add(answer.missing)
+        else:
+            work.references[name] = answer
 
 
 def look_targets_up(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
