@@ -18,7 +18,13 @@ HOST_SETTINGS: tuple[Line, ...] = (  # read by others than us: the Functions hos
         "PYTHON_THREADPOOL_THREAD_COUNT",
         "threads of a worker: all queues' messages in flight (host.json) and 16 more",
         "4 more than processors",
-        "136",
+        "176",
+    ),
+    (
+        "MALLOC_ARENA_MAX",
+        "heaps that the threads of a worker share; with few of them memory that one thread has freed serves the others",
+        "8 for each processor",
+        "2",
     ),
     (
         f"{STORAGE}__blobServiceUri",

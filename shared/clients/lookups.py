@@ -27,6 +27,11 @@ def split_terms(terms: Iterable[tuple[str, int]], most_chars: int, most_terms: i
         yield group
 
 
+def page_of(size: int, fill: int) -> int:
+    """Return how many records a page of about `size` has, so that writes of `fill` records each are full: never none."""
+    return max(1, size // fill) * fill
+
+
 def check_values(by: Sequence[str], values: Sequence[Key]) -> list[Key]:
     """Return the keys to ask for, each once. Raises ValueError for an empty value or a key of the wrong length."""
     keys = list(dict.fromkeys(values))
