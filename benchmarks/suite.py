@@ -74,7 +74,7 @@ def quick_lines() -> list[Line]:
         Line(_setup("bulk", 100.0, 1), (_ratio(ALONE), CPU, MEMORY, COLD, *BULK_CALLS), repeats=1),
         Line(_setup("bulk", 100.0, WORKERS), (_ratio(RATIOS[100.0]), CPU), repeats=1),
         Line(_setup("bulk", 0.0, WORKERS), (_ratio(RATIOS[0.0]), CPU), repeats=1),
-        Line(_setup("bulk", 100.0, 1, cap=SMALL_CAP, cases=500), (_small_cap(100.0),), repeats=1),
+        Line(_setup("bulk", 100.0, 1, cap=SMALL_CAP), (_small_cap(100.0),), repeats=1),
         Line(_setup("single", 100.0, 1, cases=500), (("cases_per_s", ">=", 60.0),), repeats=1),
     ]
 
