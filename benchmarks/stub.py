@@ -271,7 +271,7 @@ def _make_users() -> dict[str, Json]:
 def _make_case(template: Json, number: int, users: Mapping[str, Json]) -> Json:
     emails = list(users)
     case = json.loads(json.dumps(template))
-    modified = datetime.now(UTC) - timedelta(days=1) + timedelta(milliseconds=number)
+    modified = datetime.now(UTC) - timedelta(days=1) + timedelta(milliseconds=20 * number)
     case |= {
         "incidentid": str(uuid.UUID(int=(0x5B << 120) + number)),
         "ticketnumber": f"CAS-{number:07d}-B3N7",

@@ -1,7 +1,9 @@
 """Child processes and ports of the sandbox: nothing survives its parent, nothing binds a port that is not ours."""
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 32_000)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -45,15 +48,22 @@ def stop_process(process: subprocess.Popen[bytes], grace_s: float) -> int:
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Return ports of the loopback interface that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return tuple(each.getsockname()[1] for each in sockets)
-    finally:
-        for each in sockets:
-            each.close()
+    """Return ports of the loopback interface that nobody listens on at this moment.
+
+    They lie below those that systems give to outgoing connections, so that who listened there can do so again. Raises
+    OSError when there are not so many.
+    """
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(ports) == count:
+                break
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind((LOOPBACK, port))
+                ports.append(port)
+        if len(ports) < count:
+            raise OSError(f"{count} free ports between {PORTS.start} and {PORTS.stop} were not found")
+        return tuple(ports)
 
 
 def port_is_free(port: int) -> bool:

@@ -143,7 +143,11 @@ class Dynamics365Connection(BaseConnection):
     )
     page_size: int = setting(100, "records per page", "100", ge=1, le=5000)
     bulk_page_size: int = setting(
-        400, "records per page of runs that work whole pages from the first", "250", ge=1, le=5000
+        250,
+        "records per page of runs that work whole pages from the first; 400 where the target takes 32 calls at once",
+        "250",
+        ge=1,
+        le=5000,
     )
     concurrency: int = setting(8, "calls at the same time over all workers; the vendor allows 52", "8", ge=1, le=52)
     transaction_s: float = setting(
@@ -193,7 +197,11 @@ class ServiceNowConnection(BaseConnection):
     password: SecretStr | None = setting(None, "the user's password, with password and basic", "a secret")
     page_size: int = setting(200, "records per page", "200", ge=1, le=10000)
     bulk_page_size: int = setting(
-        400, "records per page of runs that work whole pages from the first", "250", ge=1, le=10000
+        250,
+        "records per page of runs that work whole pages from the first; 400 where the target takes 32 calls at once",
+        "250",
+        ge=1,
+        le=10000,
     )
     concurrency: int = setting(
         4, "calls at the same time over all workers; an instance has few threads for interfaces", "4", ge=1, le=100

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from shared import attempt
+from shared.attempt import Lane
 from shared.clients.system import Row
 from shared.errors import ConfigError, RejectedError, StateError, SyncError, TransientError
 from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
@@ -28,7 +30,7 @@ from sync.siblings import find_sibling, read_siblings, siblings_of
 from sync.work import Work, each
 
 LOG = logging.getLogger(__name__)
-_SIDE_BY_SIDE = SideBySide()
+_SIDE_BY_SIDE = {lane: SideBySide() for lane in Lane}
 
 
 def works_of(items: Iterable[ItemModel], *, page: int, owner: str) -> list[Work]:
@@ -225,14 +227,15 @@ def needs_vendor(work: Work) -> bool:
 
 def resolve_references(flow: Flow, run: RunRow, works: Sequence[Work], *, create: bool) -> None:
     """Answer the `find` blocks, one field at a time for all records; fields that make nothing are asked side by side."""
-    finds = [(name, rule.find) for name, rule in flow.recipe.block.fields.items() if rule.find is not None]
-    together = [each for each in finds if not create and not each[1].write.may_change]
-    answers = _SIDE_BY_SIDE.map(lambda each: _answer_field(flow, run, works, *each, create=False), together)
-    for (name, _), answered in zip(together, answers, strict=True):
-        _take_answers(run, name, answered)
-    for name, find in finds:
-        if (name, find) not in together:
-            _take_answers(run, name, _answer_field(flow, run, works, name, find, create=create))
+    finds = {name: rule.find for name, rule in flow.recipe.block.fields.items() if rule.find is not None}
+
+    def answer(name: str) -> list[tuple[Work, Reference | Exception]]:
+        return _answer_field(flow, run, works, name, finds[name], create=create)
+
+    together = [name for name, find in finds.items() if not create and not find.write.may_change]
+    answers = dict(zip(together, _SIDE_BY_SIDE[attempt.current().lane].map(answer, together), strict=True))
+    for name in finds:
+        _take_answers(run, name, answers[name] if name in answers else answer(name))
 
 
 def _answer_field(

@@ -23,13 +23,7 @@ M = TypeVar("M", bound=Message)
 
 def on_page(app: App, message_id: str, body: str, dequeue_count: int) -> None:
     """List one page of a run."""
-    _work(
-        app,
-        PageMessage,
-        body,
-        lambda app, message: pages.list_page(app, message, message_id, dequeue_count),
-        dequeue_count,
-    )
+    _work(app, PageMessage, body, lambda app, message: pages.list_page(app, message, message_id), dequeue_count)
 
 
 def on_items(app: App, message_id: str, body: str, dequeue_count: int) -> None:

@@ -52,7 +52,7 @@ _SIDE_BY_SIDE = SideBySide()
 # -- listing ------------------------------------------------------------------------------------------------------
 
 
-def list_page(app: App, message: PageMessage, message_id: str, dequeue_count: int) -> None:
+def list_page(app: App, message: PageMessage, message_id: str) -> None:
     """List one page of a run and send its records on. A listing that fails for good ends the run as failed."""
     run = app.find_run(message.run_id)
     if run is None or run.state.ended:
@@ -65,7 +65,7 @@ def list_page(app: App, message: PageMessage, message_id: str, dequeue_count: in
                 _release_page(app, flow, run, message, owner)
             else:
                 _describe_ahead(flow)
-                _list_page(app, flow, _begin(app, flow, run), message, owner, is_new=dequeue_count <= 1)
+                _list_page(app, flow, _begin(app, flow, run), message, owner)
         except (RemoteError, ConfigError) as exc:
             _later_or_fail(app, flow, run, message, message_id, exc)
 
@@ -142,10 +142,9 @@ def _validate_once(app: App, flow: Flow) -> None:
     app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, valid)
 
 
-def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str, *, is_new: bool) -> None:
+def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str) -> None:
     blank = PageRow(run_id=run.run_id, page=message.page)
-    is_new = is_new and not message.first_id  # then a manifest is there only if the message was sent twice
-    page = None if is_new else app.tables.get(PageRow, blank.partition_key, blank.row_key)
+    page = app.tables.get(PageRow, blank.partition_key, blank.row_key)
     rows: Sequence[Row] | None = None
     if page is None:
         page, rows = _fetch_page(app, flow, run, message)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from shared import attempt
-from shared.errors import RateLimitedError
+from shared.errors import RateLimitedError, StateError
 from shared.state.rows import PageMessage, PageRow, shard_of
 from shared.state.storage import SideBySide
 from sync.app import App
@@ -111,11 +111,15 @@ _RELAYS_LOCK = threading.Lock()
 
 
 def send_those_in_turn() -> None:
-    """Send the pages whose turn has come because one in this process is done."""
+    """Send the pages whose turn has come because one in this process is done.
+
+    Where storage refuses, the page before each sends it itself, at its end.
+    """
     with _RELAYS_LOCK:
         relays = list(_RELAYS)
     for relay in relays:
-        relay.send_in_turn()
+        with contextlib.suppress(StateError):
+            relay.send_in_turn()
 
 
 def pages_at_once(app: App, flow: Flow) -> int:

@@ -358,6 +358,8 @@ def _last_results(app: App, run: RunRow, pages: Sequence[PageRow]) -> Iterator[t
     number, results = next(found, (-1, iter(())))
     for page in pages:
         here: dict[str, ResultRow] = {}
+        while -1 < number < page.page:
+            number, results = next(found, (-1, iter(())))
         if number == page.page:
             here = {result.key: result for result in results if result.outcome is not Outcome.HELD}
             number, results = next(found, (-1, iter(())))
@@ -413,8 +415,8 @@ COUNTED = (
 
 
 def open_rows(app: App, run: RunRow) -> dict[str, OpenRow]:
-    """Return what is noted as failed of a run's recipe, by key."""
-    return {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
+    """Return what is noted as failed of a run's recipe, by key; a preview changes nothing of it."""
+    return {} if run.preview else {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
 
 
 def keep_open(app: App, run: RunRow, results: Iterable[ResultRow], known: Mapping[str, OpenRow]) -> None:

@@ -30,7 +30,7 @@ from shared.clients.dynamics365_query import (
 )
 from shared.clients.dynamics365_webhook import WebhookRules, read_event
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
-from shared.clients.lookups import check_values, keep_asked, page_of
+from shared.clients.lookups import check_values, keep_asked, page_length
 from shared.clients.system import (
     Changed,
     Event,
@@ -83,7 +83,7 @@ class Dynamics365:
         *,
         organization_url: str,
         page_size: int = 100,
-        bulk_page_size: int = 400,
+        bulk_page_size: int = 250,
         web_url: str | None = None,
         webhook_keys: tuple[str, ...] = (),
         organization: str = "",
@@ -142,7 +142,7 @@ class Dynamics365:
     def fetch_page(
         self, record: str, paths: Paths, changed: Changed, page: str | None, *, in_bulk: bool = False, fill: int = 1
     ) -> Page:
-        table, size = self._table(record), page_of(self._bulk_page_size, fill) if in_bulk else self._page_size
+        table, size = self._table(record), page_length(self._bulk_page_size, fill) if in_bulk else self._page_size
         places = {path: self._place(table, path) for path in {*paths, *changed.when}}
         if page is None:
             text = join_filters([build_window(changed), build_condition(places, changed.when)])

@@ -27,8 +27,8 @@ def split_terms(terms: Iterable[tuple[str, int]], most_chars: int, most_terms: i
         yield group
 
 
-def page_of(size: int, fill: int) -> int:
-    """Return how many records a page of about `size` has, so that writes of `fill` records each are full: never none."""
+def page_length(size: int, fill: int) -> int:
+    """Return how many records a page of about `size` has so that calls of `fill` records are full: a multiple of `fill`."""
     return max(1, size // fill) * fill
 
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from shared import attempt
 from shared.clients import servicenow_query as query
 from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, Reading, read_date
-from shared.clients.lookups import check_values, keep_asked, page_of
+from shared.clients.lookups import check_values, keep_asked, page_length
 from shared.clients.servicenow_children import (
     group_paths,
     name_entries,
@@ -86,7 +86,7 @@ class ServiceNow:
         *,
         web_url: str | None = None,
         page_size: int = 100,
-        bulk_page_size: int = 400,
+        bulk_page_size: int = 250,
         lookup_size: int = 1000,
         transaction_s: float = 60.0,
         parallel: int = 1,
@@ -173,7 +173,7 @@ class ServiceNow:
     ) -> Page:
         """Fetch a page by keyset: rows that change meanwhile move behind the place that was reached, none is skipped."""
         columns, moment = self._columns(record, paths), self._table(record).moment
-        place, size = Place.read(page), page_of(self._bulk_page_size, fill) if in_bulk else self._page_size
+        place, size = Place.read(page), page_length(self._bulk_page_size, fill) if in_bulk else self._page_size
         window = build_window(moment, changed)
         when = query.build_condition(changed.when)
         order = (moment, "sys_id")

@@ -35,9 +35,12 @@ SLOW_LOOK = 1.6  # … times this while few calls are made; sooner than others, 
 CALLS_PER_LOOK = 20
 FIRST_LOOK_S = 0.5  # after a block was taken, each next one waits twice as long …
 MANY_CALLS, BUSY_LOOK_S = 45, 0.25  # … but with so many calls in between it is soon: what others want changes fast
-IDLE_S, IDLE_BESIDE_OTHERS_S = 0.5, 0.2  # without a call, until the block goes back
+IDLE_S, IDLE_BESIDE_OTHERS_S = (
+    0.5,
+    0.2,
+)  # without a call, until the block goes back; with half the calls, the other half
 RETRY_S = (0.1, 1.0)  # between asks of a process that lacks permits: while others move, and at last where nothing moves
-LEAST_GIVEN_BACK = 4  # permits: fewer that lie idle wait for the next look
+LEAST_GIVEN_BACK = 4  # permits: where we may use fewer, none go back before the next look because half lies idle
 MIN_GAP_S = 0.05  # between two exchanges
 SAME_PAUSE_S = 0.5  # pauses that differ by less are one
 CONFLICTS = 10  # processes that may be faster than us in a row
@@ -95,6 +98,7 @@ class SharedPermits:
         self._peak: Counter[Lane] = Counter()  # most calls under way or waiting since the last exchange
         self._asked: Counter[Lane] = Counter()  # what the last exchange asked for
         self._used_at_s = 0.0
+        self._half_idle_since_s: float | None = None
         self._calls_since_look = 0
         # the keeper's
         self._row: PermitRow | None = None
@@ -125,7 +129,7 @@ class SharedPermits:
                 self._lanes[lane] -= 1
                 self._used_at_s = self._now_s()
                 self._serve()
-                if not self._in_use.total() or self._in_use[pool] >= self._limit[pool] or self._lies_idle():
+                if not self._in_use.total() or self._in_use[pool] >= self._limit[pool]:
                     self._changed.notify()
 
     def expect(self, calls: int) -> None:
@@ -204,6 +208,7 @@ class SharedPermits:
                 for key in self._call_keys(waiter.lane):
                     self._calls[key] -= 1
                 waiter.ready.set()
+        self._note_idle()
 
     def _free_pool(self, waiter: _Waiter) -> Pool | None:
         now_s = self._now_s()
@@ -319,8 +324,8 @@ class SharedPermits:
             dues.append(gap)
         if wanting and not paused:
             dues.append(self._due_for_waiters(gap))
-        if self._lies_idle():
-            dues.append(gap)
+        if self._half_idle_since_s is not None:
+            dues.append(max(gap, self._half_idle_since_s + IDLE_BESIDE_OTHERS_S))
         if self._row_held.total():
             dues.append(max(gap, self._valid_until_s - self._call_s - self._slack_s / 2))
         return min(dues), False
@@ -340,11 +345,14 @@ class SharedPermits:
         most = self.limits.concurrency
         return any(min(max(self._peak[lane], self._demand(lane)), most) > self._asked[lane] for lane in Lane)
 
-    def _lies_idle(self) -> bool:
-        """Tell whether half of what we may use is not used, and others have use for it."""
-        if self._last is None or not self._last.scarce or any(self._waiting.values()) or self._expects_more():
-            return False
-        return self._limit.total() >= max(LEAST_GIVEN_BACK, 2 * self._in_use.total())
+    def _note_idle(self) -> None:
+        """Note since when half of what we may use is not used, though others have use for it."""
+        wanted = self._last is None or not self._last.scarce or any(self._waiting.values()) or self._expects_more()
+        if wanted or self._limit.total() < max(LEAST_GIVEN_BACK, 2 * self._in_use.total()):
+            self._half_idle_since_s = None
+        elif self._half_idle_since_s is None:
+            self._half_idle_since_s = self._now_s()
+            self._changed.notify()
 
     def _out_of_calls(self) -> bool:
         return any(
@@ -395,7 +403,9 @@ class SharedPermits:
         return self._publish or renewing or (leaving and self._listed)
 
     def _ask(self, *, leaving: bool) -> Ask:
-        if leaving or self._lies_idle():
+        self._note_idle()
+        idle_s = 0.0 if self._half_idle_since_s is None else self._now_s() - self._half_idle_since_s
+        if leaving or idle_s >= IDLE_BESIDE_OTHERS_S:
             self._peak.clear()
         for lane in Lane:
             self._note_peak(lane)

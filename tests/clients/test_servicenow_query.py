@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sandbox.servicenow_query import parse
 from shared.clients import servicenow_query as query
 from shared.clients import system
+from shared.clients.lookups import page_length
 from shared.errors import RejectedError
 
 PAYLOADS = (
@@ -173,3 +174,9 @@ def test_value_too_long_for_any_url_is_refused() -> None:
 def test_condition_says_what_the_recipe_says(test: system.Test, expected: str) -> None:
     """Alternatives, emptiness and negation; a negated value keeps the empty ones."""
     assert query.build_condition({"f": test}) == expected
+
+
+@pytest.mark.parametrize(("size", "fill", "length"), [(250, 1, 250), (250, 300, 300), (400, 300, 300), (700, 300, 600)])
+def test_page_fills_the_calls_of_the_target(size, fill, length):
+    """A page that is not a multiple of what a call takes would leave each page's last call half empty."""
+    assert page_length(size, fill) == length
