@@ -19,6 +19,7 @@ from sync.recipe import GoneAction
 from sync.work import Work
 
 CONFIRM_WITHIN = timedelta(days=7)
+BRIEF = ("run_id", "page", "fanned_out", "held_keys")  # of a page: its records' keys are most of it
 NEW_USERS, REMOVALS = "new_users", "removals"
 
 
@@ -98,11 +99,12 @@ def judge(app: App, run: RunRow) -> RunRow:
     """When every page is listed and worked, let what is held go, or ask a person."""
     if run.last_page is None or run.released:
         return run
-    pages = list(app.tables.query(PageRow, run.run_id))
+    pages = list(app.tables.query(PageRow, run.run_id, select=BRIEF))
     if len(pages) <= run.last_page or not all(page.fanned_out for page in pages):
         return run
     if not any(page.held_keys for page in pages):
         return run
+    pages = list(app.tables.query(PageRow, run.run_id))
     counts: Counter[str] = Counter()
     for page in pages:
         results = list(
