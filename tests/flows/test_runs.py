@@ -422,6 +422,26 @@ def test_run_whose_messages_were_lost_is_pushed_to_its_end(paged_world: World, q
     assert ended.mail_state is MailState.SENT
 
 
+def test_page_that_is_sent_again_is_worked_from_its_manifest(world: World) -> None:
+    """What the listing would say now is another thing: the watchdog's message, new as it is, does not list again."""
+    cases = [world.add_case() for _ in range(3)]
+    run = world.start()
+    world.wire.kill_on("storage POST items", after=False)
+    world.pump.run(until=lambda: world.pump.kills > 0)
+    world.pump.waiting = [each for each in world.pump.waiting if each.queue != "pages"]
+    world.forget_journal()
+
+    world.tick_for(30)
+
+    asked = [entry.target for entry in world.dynamics.requests("GET", "/incidents")]
+    assert [len([target for target in asked if word in target]) for word in ("modifiedon ge", "incidentid eq")] == [
+        0,
+        1,
+    ]
+    assert world.run_row(run).counts == {"created": 3}
+    assert sorted(world.results(run)) == sorted(cases)
+
+
 def test_app_that_was_down_for_hours_goes_on_by_itself(world: World) -> None:
     """A deployment or a crash of hours interrupts a run; afterwards it ends."""
     case = world.add_case()
