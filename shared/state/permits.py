@@ -35,10 +35,8 @@ SLOW_LOOK = 1.6  # … times this while few calls are made; sooner than others, 
 CALLS_PER_LOOK = 20
 FIRST_LOOK_S = 0.5  # after a block was taken, each next one waits twice as long …
 MANY_CALLS, BUSY_LOOK_S = 45, 0.25  # … but with so many calls in between it is soon: what others want changes fast
-IDLE_S, IDLE_BESIDE_OTHERS_S = (
-    0.5,
-    0.2,
-)  # without a call, until the block goes back; with half the calls, the other half
+IDLE_S = 0.5  # without a call, until the block goes back …
+IDLE_BESIDE_OTHERS_S = 0.2  # … where others have one too; with half of the calls or fewer, what is left over
 RETRY_S = (0.1, 1.0)  # between asks of a process that lacks permits: while others move, and at last where nothing moves
 LEAST_GIVEN_BACK = 4  # permits: where we may use fewer, none go back before the next look because half lies idle
 MIN_GAP_S = 0.05  # between two exchanges
