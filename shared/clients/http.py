@@ -143,7 +143,6 @@ class HttpConnection:
         self.base_url = base_url.rstrip("/")
         self.dialect = dialect
         self.whole_s = connect_s + read_s
-        self.calls = 0  # requests that were sent, for benchmarks
         self._auth, self._permits, self._sleep, self._now_s = auth, permits, sleep, now_s
         self._timeout, self._user_agent = (connect_s, read_s), user_agent
         self._adapter = HTTPAdapter(pool_connections=2, pool_maxsize=pool_size)
@@ -234,11 +233,11 @@ class HttpConnection:
 
     def _send(self, call: _Call, auth_headers: Mapping[str, str]) -> tuple[Answer, Reading | None]:
         self._check_time(call)
+        request = _build_request(call, auth_headers)
         with self._permits.hold(ahead=call.method == "GET"):  # many writes wait for what a page still has to look up
             self._check_time(call)  # a permit may have taken a while
-            with self._lock:
-                self.calls += 1
-            answer = self._exchange(call, auth_headers)
+            answer = self._exchange(call, request)
+        answer = dataclasses.replace(answer, data=_parse_json(answer.body))  # others have the permit meanwhile
         if answer.status in OUTAGES:
             self._breaker.unanswered()
         else:
@@ -257,14 +256,8 @@ class HttpConnection:
                 **self._facts(call),
             )
 
-    def _exchange(self, call: _Call, auth_headers: Mapping[str, str]) -> Answer:
-        request = requests.PreparedRequest()
-        request.prepare_method(call.method)
-        request.url = call.url  # as it is: a page link must not be encoded again
-        request.headers = CaseInsensitiveDict(
-            {"Accept-Encoding": "gzip, deflate"} | dict(call.headers) | dict(auth_headers)
-        )
-        request.prepare_body(call.body, None)
+    def _exchange(self, call: _Call, request: requests.PreparedRequest) -> Answer:
+        """Send a request and return its answer, not parsed yet."""
         ends_at_s = time.monotonic() + self.whole_s
         try:
             response = self._adapter.send(
@@ -274,7 +267,7 @@ class HttpConnection:
                 body = _read_body(response, ends_at_s)
             finally:
                 response.close()  # gives the connection back when the body was read to its end, else closes it
-            return Answer(response.status_code, response.headers, body, _parse_json(body))
+            return Answer(response.status_code, response.headers, body)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             reading = read_exception(exc)
         self._breaker.unanswered()
@@ -437,6 +430,17 @@ def _never_left(exc: Exception, root: Exception) -> bool:
         return True
     # Of TLS errors only a refused certificate is surely before the request.
     return isinstance(root, urllib3.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(root)
+
+
+def _build_request(call: _Call, auth_headers: Mapping[str, str]) -> requests.PreparedRequest:
+    request = requests.PreparedRequest()
+    request.prepare_method(call.method)
+    request.url = call.url  # as it is: a page link must not be encoded again
+    request.headers = CaseInsensitiveDict(
+        {"Accept-Encoding": "gzip, deflate"} | dict(call.headers) | dict(auth_headers)
+    )
+    request.prepare_body(call.body, None)
+    return request
 
 
 def _read_body(response: requests.Response, ends_at_s: float) -> bytes:

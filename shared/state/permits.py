@@ -20,6 +20,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 
 from shared import attempt
 from shared.attempt import Lane
@@ -51,7 +52,8 @@ class _Waiter:
     lane: Lane
     need_s: float  # that the lease must last
     ahead: bool = False  # goes before those that are not
-    ready: threading.Event = dataclasses.field(default_factory=threading.Event)
+    # told of each change; a queue, whose put never waits for a thread that is about to wait
+    ready: SimpleQueue[None] = dataclasses.field(default_factory=SimpleQueue)
     pool: Pool | None = None
     error: SyncError | None = None
 
@@ -126,8 +128,9 @@ class SharedPermits:
                 self._in_use[pool] -= 1
                 self._lanes[lane] -= 1
                 self._used_at_s = self._now_s()
+                goes_back = self._in_use[pool] >= self._limit[pool]  # it was one more than we may use
                 self._serve()
-                if not self._in_use.total() or self._in_use[pool] >= self._limit[pool]:
+                if goes_back or not self._in_use.total() or self._out_of_calls():
                     self._changed.notify()
 
     def expect(self, calls: int) -> None:
@@ -179,20 +182,20 @@ class SharedPermits:
             queue.insert(sum(other.ahead for other in queue) if waiter.ahead else len(queue), waiter)
             self._note_peak(waiter.lane)
             self._serve()
-            if self._keeper is None or waiter.pool is None:
+            alone = waiter.pool is None and len(queue) == 1
+            if self._keeper is None or alone or self._expects_more() or self._out_of_calls():
                 self._wake_keeper()
-        while True:
+        while waiter.pool is None:
             with self._lock:
-                if waiter.pool is not None:
-                    return waiter.pool
                 now_s = self._now_s()
                 error = waiter.error or self._refusal(waiter, now_s, deadline_s)
-                if error is not None:
+                if error is not None and waiter.pool is None:
                     queue.remove(waiter)
                     self._serve()
                     raise error
-                waiter.ready.clear()
-            waiter.ready.wait(max(0.0, deadline_s - now_s))
+            with contextlib.suppress(Empty):
+                waiter.ready.get(timeout=max(0.0, deadline_s - now_s))
+        return waiter.pool
 
     def _serve(self) -> None:
         """Hand out what can be handed out, to events first."""
@@ -203,9 +206,11 @@ class SharedPermits:
                 self._in_use[pool] += 1
                 self._lanes[waiter.lane] += 1
                 self._calls_since_look += 1
+                if self._calls_since_look in (CALLS_PER_LOOK, MANY_CALLS):
+                    self._changed.notify()  # the next look is due sooner
                 for key in self._call_keys(waiter.lane):
                     self._calls[key] -= 1
-                waiter.ready.set()
+                waiter.ready.put(None)
         self._note_idle()
 
     def _free_pool(self, waiter: _Waiter) -> Pool | None:
@@ -262,7 +267,7 @@ class SharedPermits:
     def _wake_waiters(self) -> None:
         for queue in self._waiting.values():
             for waiter in queue:
-                waiter.ready.set()
+                waiter.ready.put(None)
 
     def _wake_keeper(self) -> None:
         """Have the keeper look at what is needed; there is one while a permit is held or wanted."""
@@ -463,5 +468,5 @@ class SharedPermits:
         for queue in self._waiting.values():
             for waiter in queue:
                 waiter.error = exc
-                waiter.ready.set()
+                waiter.ready.put(None)
         self._last, self._row, self._looked_at_s = None, None, self._now_s()
