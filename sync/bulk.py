@@ -4,13 +4,14 @@ Claims, targets and links of one shard go in one transaction; where it is refuse
 so that a record with its own trouble never touches its neighbours. What fails is sent again alone, by the caller.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 from shared import attempt
-from shared.errors import SyncError
+from shared.errors import RateLimitedError, SyncError
 from shared.state import claims
 from shared.state.rows import IdentityRow, LinkRow, PageRow, RunKind, RunRow, TargetRow
 from shared.state.storage import SideBySide
@@ -22,6 +23,7 @@ from sync.flow import Flow
 from sync.work import Work
 
 LEAST_PORTION = 125  # records that are claimed before the first of them is written …
+LEAST_AGAIN = 32  # … of those that come again
 CALLS_IN_A_ROW = 8  # … or so many as the target takes in so many turns: their rows then share transactions
 REFUSALS = 4  # of a shard's claims, each without the row for which the one before was refused
 _SIDE_BY_SIDE = SideBySide()
@@ -36,13 +38,44 @@ def is_bulk(app: App, run: RunRow, page: PageRow) -> bool:
     return run.kind is RunKind.BACKFILL or (page.page + 1) * len(page.keys) > app.settings.bulk_above
 
 
-def portions(flow: Flow, works: Sequence[Work], permits: int) -> Iterator[Sequence[Work]]:
-    """Yield works in portions for as long as there is time; what does not come is to be sent on."""
-    size = max(LEAST_PORTION, CALLS_IN_A_ROW * permits, flow.target.writes_together)
-    for start in range(0, len(works), size):
-        if not _has_time(flow):
+class Portions:
+    """A page's works, dealt out for as long as there is time; what stays is to be sent on.
+
+    A claim promises until when its create leaves. Works whose turn at the target did not come until then gave their
+    claims up and come again; portions are then no larger than what was written of one in that time.
+    """
+
+    def __init__(self, flow: Flow, works: Sequence[Work], permits: int) -> None:
+        self._flow, self._works = flow, deque(works)
+        self._size = max(LEAST_PORTION, CALLS_IN_A_ROW * permits, flow.target.writes_together)
+        self._lock = threading.Lock()
+
+    @property
+    def left(self) -> list[Work]:
+        """Return the works that were not dealt out, or came back."""
+        return list(self._works)
+
+    def take(self) -> list[Work]:
+        """Return the next portion; empty when there is none, or no time for it."""
+        with self._lock:
+            size = min(self._size, len(self._works)) if _has_time(self._flow) else 0
+            return [self._works.popleft() for _ in range(size)]
+
+    def put_back(self, works: Sequence[Work], written: int) -> None:
+        """Take the works of a portion back that came too late, after so many others of it."""
+        if not works:
             return
-        yield works[start : start + size]
+        found = links.find_links(self._flow, [work.key for work in works if work.linked_key])
+        for work in works:
+            work.error, work.identity, work.link = None, None, found.get(work.key)
+        with self._lock:
+            self._works.extend(works)
+            self._size = min(self._size, max(written, LEAST_AGAIN, self._flow.target.writes_together))
+
+
+def came_too_late(work: Work) -> bool:
+    """Tell whether a work's write did not leave because our own permits left no time for it."""
+    return isinstance(work.error, RateLimitedError) and work.error.code in ("permits_busy", "no_time_left")
 
 
 def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:

@@ -288,10 +288,13 @@ def _work_here(
             each.owner, each.first_sent_at = f"{owner}:{each.key}", message.first_sent_at
         relay.send_in_turn()
         bulk.finish(flow, run, portion)
-        _close(app, flow, run, message, portion)
+        late = [each for each in portion if bulk.came_too_late(each)]
+        _close(app, flow, run, message, [each for each in portion if not bulk.came_too_late(each)])
+        portions.put_back(late, written=len(portion) - len(late))
 
-    worked = work_portions(bulk.portions(flow, ready, permits_of(app, flow)), work)
-    return [*ready[worked:], *unprepared]
+    portions = bulk.Portions(flow, ready, permits_of(app, flow))
+    work_portions(portions.take, work)
+    return [*portions.left, *unprepared]
 
 
 def _keys_without_result(app: App, page: PageRow) -> list[str]:

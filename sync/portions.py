@@ -32,22 +32,15 @@ def by_shard(works: Sequence[Work]) -> list[Work]:
     return sorted(works, key=lambda work: shard_of(work.key))
 
 
-def work_portions(portions: Iterator[Sequence[Work]], step: Callable[[Sequence[Work]], None]) -> int:
-    """Do a step for each portion, a few at the same time; return how many works were in them.
+def work_portions(take: Callable[[], Sequence[Work]], step: Callable[[Sequence[Work]], None]) -> None:
+    """Do a step for each portion that is taken, a few at the same time, until one is empty.
 
     Raises the first error after the portions under way have ended; those behind it are not begun.
     """
-    lock, failed, worked = threading.Lock(), threading.Event(), 0
-
-    def take() -> Sequence[Work]:
-        nonlocal worked
-        with lock:
-            portion = () if failed.is_set() else next(portions, ())
-            worked += len(portion)
-            return portion
+    failed = threading.Event()
 
     def work_some(_: int) -> None:
-        while portion := take():
+        while not failed.is_set() and (portion := take()):
             try:
                 step(portion)
             except BaseException:
@@ -55,7 +48,6 @@ def work_portions(portions: Iterator[Sequence[Work]], step: Callable[[Sequence[W
                 raise
 
     _SIDE_BY_SIDE.map(work_some, range(AT_ONCE))
-    return worked
 
 
 def send_next(app: App, page: PageRow) -> None:

@@ -107,6 +107,12 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
     answers = _write(flow, claimed, ends_at_s)
     each(claimed, lambda work: _settle(flow, run, work, answers.get(id(work)), book))
     failed = book.settle_together()
+    unwritten = [
+        work
+        for work in claimed
+        if isinstance(answer := answers.get(id(work)), SyncError) and not _may_have_happened(flow, work.decided, answer)
+    ]
+    book.release([row for work in unwritten for row in (work.link, work.identity) if row is not None])
     for work in claimed:
         if work.link is not None and (error := failed.get(work.link.row_key)) is not None:
             work.error, work.outcome = error, None
@@ -442,8 +448,6 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
     if link is None:
         raise StateError("A record was written without a claim.")
     if isinstance(answer, SyncError):
-        if not _may_have_happened(flow, decision, answer):
-            _release(flow, work)
         raise answer
     new = not link.other_key
     if answer is not None:

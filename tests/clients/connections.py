@@ -12,14 +12,16 @@ from sandbox.simulator import Clock, serve_in_thread
 from shared.clients import dynamics365, servicenow
 from shared.clients.auth import BasicAuth, ServiceNowSignIn, TokenAuth, build_servicenow_auth
 from shared.clients.http import Auth, Dialect, HttpConnection, NoAuth
+from shared.errors import RateLimitedError
 
 NOW = datetime(2026, 3, 12, 9, 30, 15, tzinfo=UTC)
 
 
 class Permits:
-    """Grants everything and notes what was asked."""
+    """Grants everything and notes what was asked; refuses every so many calls that may wait, where told to."""
 
     def __init__(self) -> None:
+        self.refuses_every = 0
         self.held = 0
         self.most_held = 0
         self.taken = 0
@@ -28,6 +30,8 @@ class Permits:
     @contextlib.contextmanager
     def hold(self, *, ahead: bool = False) -> Iterator[None]:
         self.taken += 1
+        if self.refuses_every and not ahead and self.taken % self.refuses_every == 0:
+            raise RateLimitedError("All calls are under way.", code="permits_busy", retry_after_s=3.0)
         self.held += 1
         self.most_held = max(self.most_held, self.held)
         try:

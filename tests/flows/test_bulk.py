@@ -51,6 +51,25 @@ def test_bulk_lane_sends_no_message_for_a_record(bulk: World) -> None:
     assert len({bulk.incident_of(case)["sys_id"] for case in cases}) == 30
 
 
+def test_records_whose_turn_does_not_come_in_time_stay_in_the_bulk_lane(bulk: World) -> None:
+    """Where a target allows few calls, a portion's later writes come again with the next one, each once, without messages."""
+    cases = _fill(bulk, 80)
+
+    bulk.permits.refuses_every = 12
+    first = bulk.sync(WINDOW)
+    claims = [row for row in bulk.view.scan(LinkRow) if row.claim is not None]
+    for case in cases:
+        bulk.edit_case(case, title="Changed by a person")
+    second = bulk.sync(WINDOW)
+
+    assert (first.counts, second.counts) == ({"created": 80}, {"updated": 80})
+    assert claims == []
+    assert _item_messages(bulk) == 0
+    assert _rows(bulk) == (80, 80)
+    assert len(bulk.servicenow.requests("POST", "/incident")) == 80
+    assert {bulk.incident_of(case)["short_description"] for case in cases} == {"Changed by a person"}
+
+
 def test_bulk_lane_ends_as_the_single_lane_does(bulk: World) -> None:
     """A second run in the other lane finds nothing to do, after creates as after changes."""
     cases = _fill(bulk, 12)
