@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -29,7 +30,7 @@ from sync.recipe_rules import Capability, ConnectionFacts, check_together
 LOG = logging.getLogger(__name__)
 
 LEASE_SHARE = 0.4  # of a message's lease: after this an attempt starts no vendor call any more
-RUN_MEMORY_S = 3.0  # how long a worker believes what it read of a run: a cancel is seen after this
+RUN_MEMORY_S = 3.0  # how long a worker believes what it read of a run: a cancel is seen after this, or twice as long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,8 @@ class App:
         """Change a run's row by compare-and-set; None when there is no such run."""
         return self.update_run(run_id, lambda run: run.model_copy(update=changes))
 
-    def update_run(self, run_id: str, change: Callable[[RunRow], RunRow]) -> RunRow | None:
-        """Change a run's row by compare-and-set, from what is stored; None when there is no such run.
+    def update_run(self, run_id: str, change: Callable[[RunRow], RunRow], known: RunRow | None = None) -> RunRow | None:
+        """Change a run's row by compare-and-set; None when there is no such run. `known` saves the read if it still holds.
 
         A run that has ended keeps its state, whatever a slower worker makes of what it read before.
         """
@@ -120,27 +121,31 @@ class App:
             wanted = change(row)
             return wanted.model_copy(update={"state": row.state}) if row.state.ended else wanted
 
-        return self.tables.update(RunRow, recipe_of(run_id), newest_first(run_id), changed)
+        return self.tables.update(RunRow, recipe_of(run_id), newest_first(run_id), changed, known=known)
 
 
 class RunMemory:
     """Runs that this worker read a moment ago, so that a record costs no read of its run."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seen: dict[str, tuple[float, RunRow | None]] = {}
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s, self._lock = now_s, threading.Lock()
+        self._seen: dict[str, tuple[float, float, RunRow | None]] = {}  # read at, read again since
 
     def get(self, run_id: str, read: Callable[[str], RunRow | None]) -> RunRow | None:
-        """Return a run, read anew when the memory is older than RUN_MEMORY_S."""
-        now_s = time.monotonic()
+        """Return a run, read anew when the memory is older than RUN_MEMORY_S, by whoever notices first.
+
+        The others go by what is known for as long again, but no longer.
+        """
+        now_s = self._now_s()
         with self._lock:
-            known = self._seen.get(run_id)
-        if known and now_s - known[0] < RUN_MEMORY_S:
-            return known[1]
+            read_s, again_s, run = self._seen.get(run_id, (-math.inf, -math.inf, None))
+            if now_s - max(read_s, again_s) < RUN_MEMORY_S and now_s - read_s < 2 * RUN_MEMORY_S:
+                return run
+            self._seen[run_id] = (read_s, now_s, run)
         run = read(run_id)
         with self._lock:
-            self._seen = {key: entry for key, entry in self._seen.items() if now_s - entry[0] < RUN_MEMORY_S}
-            self._seen[run_id] = (now_s, run)
+            self._seen = {key: entry for key, entry in self._seen.items() if now_s - entry[1] < 2 * RUN_MEMORY_S}
+            self._seen[run_id] = (now_s, now_s, run)
         return run
 
 

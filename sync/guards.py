@@ -99,8 +99,9 @@ def judge(app: App, run: RunRow) -> RunRow:
     """When every page is listed and worked, let what is held go, or ask a person."""
     if run.last_page is None or run.released:
         return run
-    pages = list(app.tables.query(PageRow, run.run_id, select=BRIEF))
-    if len(pages) <= run.last_page or not all(page.fanned_out for page in pages):
+    # those before are done and hold nothing
+    pages = list(app.tables.query(PageRow, run.run_id, row_from=f"{run.pages_done:06d}", select=BRIEF))
+    if run.pages_done + len(pages) <= run.last_page or not all(page.fanned_out for page in pages):
         return run
     if not any(page.held_keys for page in pages):
         return run

@@ -346,7 +346,7 @@ def _account(app: App, run: RunRow) -> RunRow:
     }
     if run.state is RunState.WAITING:
         changes |= GOES_ON
-    return app.change_run(run.run_id, **changes) or run
+    return app.update_run(run.run_id, lambda row: row.model_copy(update=changes), known=run) or run
 
 
 def _last_results(app: App, run: RunRow, pages: Sequence[PageRow]) -> Iterator[tuple[PageRow, dict[str, ResultRow]]]:

@@ -37,6 +37,9 @@ CALLS_PER_LOOK = 20
 FIRST_LOOK_S = 0.5  # after a block was taken, each next one waits twice as long …
 MANY_CALLS, BUSY_LOOK_S = 45, 0.25  # … but with so many calls in between it is soon: what others want changes fast
 IDLE_S = 0.5  # without a call, until the block goes back …
+IDLE_WITH_FEW_S = (
+    2.5  # … where nobody else has one, and a newcomer finds three quarters of all: between a run's pages …
+)
 IDLE_BESIDE_OTHERS_S = 0.2  # … where others have one too; with half of the calls or fewer, what is left over
 RETRY_S = (0.1, 1.0)  # between asks of a process that lacks permits: while others move, and at last where nothing moves
 LEAST_GIVEN_BACK = 4  # permits: where we may use fewer, none go back before the next look because half lies idle
@@ -313,7 +316,7 @@ class SharedPermits:
         waiting = any(self._waiting.values())
         wanting = waiting or self._expects_more()
         idle = not wanting and not self._in_use.total()
-        idle_s = IDLE_BESIDE_OTHERS_S if self._last is not None and not self._last.alone else IDLE_S
+        idle_s = self._idle_s()
         if idle and (self._closing or now_s >= self._used_at_s + idle_s):
             return now_s, True
         paused = now_s < self._paused_until_s
@@ -332,6 +335,11 @@ class SharedPermits:
         if self._row_held.total():
             dues.append(max(gap, self._valid_until_s - self._call_s - self._slack_s / 2))
         return min(dues), False
+
+    def _idle_s(self) -> float:
+        if self._last is not None and not self._last.alone:
+            return IDLE_BESIDE_OTHERS_S
+        return IDLE_WITH_FEW_S if 4 * self._row_held.total() <= self.limits.concurrency else IDLE_S
 
     def _due_for_waiters(self, gap: float) -> float:
         dry = [lane for lane in Lane if self._waiting[lane] and self._dry_for_s(lane) > 0]

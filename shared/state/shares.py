@@ -22,6 +22,7 @@ POOLS: tuple[Pool, ...] = ("event", "run")
 MARGIN_S = 3.0  # after a lease's end before it is believed: the storage's time is known to about a second
 WAIT_LEASE_S = 15.0  # how long a process that holds nothing is believed to wait
 TURN_S = 5.0  # how long a permit is kept when there are fewer of them than processes that want one
+KEPT_ALONE = 0.75  # who is alone and needs so much of what it holds keeps all: it would soon ask for it again
 CHUNK = 200  # calls of a budget that a process takes at once, at the most
 FEW = (
     16  # … of one of seconds, or four times what it needs: another process has none until these are used or given back
@@ -196,6 +197,8 @@ def _share(
     """Return how many permits of a pool the process may use, how many it lacks of its fair share, and if some are left."""
     desired = 0 if ask.leaving else min(asked, permits)
     before = mine.held.get(pool, 0) if mine else 0
+    if not others and desired < before <= desired / KEPT_ALONE:
+        desired = min(before, permits)
     rivals = [block for block in others if block.held.get(pool) or block.wants.get(pool)]
     starving = [block for block in rivals if block.wants.get(pool)]
     free = max(0, permits - sum(block.held.get(pool, 0) for block in rivals))

@@ -297,8 +297,9 @@ class Tables:
         row_key: str,
         change: Callable[[R | None], R | None],
         attempts: int = UPDATE_ATTEMPTS,
+        known: R | None = None,
     ) -> R | None:
-        """Change a row by compare-and-set until it holds, and return it as stored.
+        """Change a row by compare-and-set until it holds, and return it as stored; `known` is it as it was read before.
 
         `change` must be pure: it is called again with the new row whenever somebody else was faster. It gets None when
         there is no row; when it returns None, or the row as it was, nothing is written.
@@ -310,7 +311,7 @@ class Tables:
             reraise=True,
         ):
             with attempt:
-                stored = self.get(model, partition_key, row_key)
+                stored, known = known or self.get(model, partition_key, row_key), None
                 wanted = change(stored)
                 if wanted is None or wanted == stored:
                     return stored
