@@ -53,7 +53,7 @@ from shared.state.tables import Tables
 LANES = {"single": "page_size", "bulk": "bulk_page_size"}
 ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "completed_with_failures")
 PAGE_SIZES = {lane: Dynamics365Connection.model_fields[name].default for lane, name in LANES.items()}
-LOOK_S = 1.0  # between our looks at a run: each costs a storage operation, which is counted
+LOOK_S = 2.0  # between our looks at a run: each costs two storage operations, which are counted
 CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 ACCESS = re.compile(r'"(\w+) /\w+/([\w$-]+)?(/messages|\()?')
 
