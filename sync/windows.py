@@ -15,6 +15,7 @@ FORMS = (
     "since_last_run"
 )
 MAX_DAYS = 3660
+FIRST_YEAR, LAST_YEAR = 1900, 2999  # storage takes no time before 1601, and 9999-12-31 has no next day
 
 
 class WindowKind(StrEnum):
@@ -140,13 +141,18 @@ def _span(since: str | None, until: str | None) -> Window:
 
 def parse_moment(text: str) -> date | datetime:
     """Read a date, or an ISO time as aware UTC. Raises ValueError; a time without zone is refused."""
+    moment: date | datetime
     try:
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-            return date.fromisoformat(text)
-        # A `+` that a browser's address line turned into a space is put back.
-        moment = datetime.fromisoformat(re.sub(r" (\d\d:\d\d)$", r"+\1", text))
+            moment = date.fromisoformat(text)
+        else:  # a `+` that a browser's address line turned into a space is put back
+            moment = datetime.fromisoformat(re.sub(r" (\d\d:\d\d)$", r"+\1", text))
     except ValueError:
         raise ValueError(f"`{text}` is neither a date (2026-03-01) nor an ISO time (2026-03-01T06:30:00Z)") from None
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise ValueError(f"`{text}` is not in the years {FIRST_YEAR} to {LAST_YEAR}; window=all has no bounds")
+    if not isinstance(moment, datetime):
+        return moment
     if moment.tzinfo is None:
         raise ValueError(f"the time `{text}` has no zone; write Z or an offset after it (2026-03-01T06:30:00Z)")
     return moment.astimezone(UTC)

@@ -241,6 +241,8 @@ def test_an_unknown_recipe_gets_the_list(idle: World, name: str) -> None:
         pytest.param({"from": "2026-03-05", "to": "2026-03-01"}, id="backwards"),
         pytest.param({"from": "2026-03-05T06:00:00"}, id="no-zone"),
         pytest.param({"from": "05/03/2026"}, id="other-form"),
+        pytest.param({"from": "0001-01-01"}, id="no-such-time-in-storage"),
+        pytest.param({"to": "9999-12-31"}, id="no-next-day"),
         pytest.param({"ids": ","}, id="no-id"),
         pytest.param({"ids": ",".join(str(number) for number in range(600))}, id="many-ids"),
         pytest.param({"ids": "x" * 200}, id="long-id"),

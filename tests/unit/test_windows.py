@@ -135,13 +135,18 @@ def test_a_plus_that_a_browser_made_a_space_is_understood():
         {"from": "2026-02-30"},
         {"from": "2026-03-01T06:30:00"},
         {"from": "2026-03-02", "to": "2026-03-01"},
+        {"from": "0001-01-01"},
+        {"from": "0001-01-01T00:00:00+05:00"},
+        {"from": "1899-12-31"},
+        {"to": "9999-12-31"},
+        {"from": "2026-03-01", "to": "9999-12-31T23:59:59-05:00"},
         {"window": "today tomorrow"},
     ],
     ids=str,
 )
 def test_what_is_not_a_window_is_refused_with_a_sentence(parameters):
     """A window that cannot be read never becomes another one."""
-    with pytest.raises(ValueError, match=r"allowed|date|days|zone|before"):
+    with pytest.raises(ValueError, match=r"allowed|date|days|zone|before|years"):
         build_window(parameters)
 
 
