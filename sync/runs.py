@@ -473,8 +473,17 @@ def confirm_run(app: App, run_id: str, who: str) -> RunRow:
 
 
 def cancel_run(app: App, run_id: str, who: str) -> RunRow:
-    """Stop a run: what is being written ends, nothing more is started. Raises MappingError `unknown_run`."""
+    """Stop a run: what is being written ends, nothing more is started.
+
+    Raises MappingError `unknown_run`, `run_ended`, or `not_cancellable` for a day of events: they would be worked all the
+    same, and the day's failures told to nobody.
+    """
     run = existing_run(app, run_id)
+    if run.kind is RunKind.EVENTS:
+        raise MappingError(
+            f"Run {run_id} holds a day's webhooks and cannot be cancelled: stop the webhooks in the system that sends them.",
+            code="not_cancellable",
+        )
     if run.state.ended:
         raise MappingError(f"Run {run_id} has ended already; it is {run.state}.", code="run_ended")
     end_run(app, run, RunState.CANCELLED, error="Cancelled by a person.")

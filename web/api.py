@@ -43,6 +43,7 @@ STATUS_OF = {
     "run_in_progress": 409,
     "nothing_to_confirm": 409,
     "run_ended": 409,
+    "not_cancellable": 409,
     "nothing_to_repair": 409,
     "body_too_large": 413,
     "wrong_content_type": 415,
@@ -119,14 +120,28 @@ def start_sync(app: App, request: Request) -> Response:
     """Start a recipe over a window, or join its running run; the summary goes to the address given."""
     recipe = app.recipe(request.route.get("recipe", ""))
     given = _parameters(request, START_PARAMETERS)
-    address = check_recipient(given.get("email"), app.settings.allowed_mail_domains)
+    if not given.get("email", "").strip():
+        raise MappingError(
+            "An email address is missing: say who gets the summary, as in Email=you@your-company.com.",
+            code="email_missing",
+        )
+    address = check_recipient(given["email"], app.settings.allowed_mail_domains)
     window = _window(recipe, given)
     _refuse_future(window, app)
     preview, verify = _flag(given, "preview"), _flag(given, "verify")
+    if preview and verify:
+        raise MappingError("preview and verify do not go together: give one of them.", code="bad_parameter")
     started = runs.start_run(app, recipe, window, started_by="http", mail_to=(address,), preview=preview, verify=verify)
+    kind = (
+        " as a preview, which writes nothing"
+        if preview
+        else " as a verification, which writes nothing"
+        if verify
+        else ""
+    )
     sentence = (
         f"{recipe.title}: the background job {'is running already; you are told of its result' if started.joined else 'has started'}"
-        f"{' as a preview, which writes nothing' if preview else ''}. The summary goes to the address you gave."
+        f"{kind}. The summary goes to the address you gave."
     )
     status_url = f"{app.settings.app_url}/api/runs/{started.run.run_id}"
     if _wants_text(request):
@@ -165,6 +180,7 @@ def change_run(app: App, request: Request) -> Response:
     run_id, action = request.route.get("run_id", ""), request.route.get("action", "")
     actions = {"confirm": runs.confirm_run, "cancel": runs.cancel_run}
     if action in actions:
+        _parameters(request, ())
         return _json(200, views.run_view(app, actions[action](app, run_id, "http")))
     if action not in repairs.ACTIONS:
         known = ", ".join((*actions, *repairs.ACTIONS))
@@ -200,7 +216,8 @@ def _parameters(request: Request, known: Collection[str]) -> dict[str, str]:
     unknown = sorted(set(given) - set(known) - set(KEY_PARAMETERS))
     if unknown:
         names = ", ".join(repr(name[:40]) for name in unknown[:MAX_NAMES])
-        raise MappingError(f"{names} means nothing here; there are {', '.join(known)}.", code="bad_parameter")
+        there_are = f"there are {', '.join(known)}" if known else "this call takes no parameters"
+        raise MappingError(f"{names} means nothing here; {there_are}.", code="bad_parameter")
     empty = [name for name in known if name != "email" and not given.get(name, "x").strip()]
     if empty:
         raise MappingError(f"{empty[0]} has no value: give it one, or leave it out.", code="bad_parameter")

@@ -10,7 +10,7 @@ import pytest
 
 import function_app
 from shared.errors import StateError
-from shared.state.rows import RunRow, RunState
+from shared.state.rows import RunKind, RunRow, RunState
 from tests.flows.world import RECIPE, RECIPIENT, Stage, World, new_world
 from web import api
 
@@ -266,6 +266,8 @@ def test_a_bad_window_gets_the_allowed_forms(idle: World, params: dict[str, str]
     [
         pytest.param({"windows": "yesterday"}, "'windows' means nothing here", id="unknown"),
         pytest.param({"preview": "maybe"}, "preview takes true or false", id="flag"),
+        pytest.param({"preview": "true", "verify": "true"}, "preview and verify do not go together", id="two-kinds"),
+        pytest.param({"Email": ""}, "as in Email=you@your-company.com", id="no-email"),
         pytest.param({"from": "2026-03-05", "window": "today"}, "window and from do not go together", id="two-windows"),
         pytest.param({"from": "2100-01-01"}, "lies in the future", id="future"),
     ],
@@ -403,6 +405,39 @@ def test_confirming_and_cancelling_need_the_right_state(app: World) -> None:
     assert (cancel.status_code, data_of(cancel)["state"]) == (200, "cancelled")
     assert (again.status_code, data_of(again)["error"]) == (409, "run_ended")
     assert (unknown.status_code, data_of(unknown)["error"]) == (404, "unknown_action")
+
+
+@pytest.mark.parametrize("action", ["confirm", "cancel"])
+def test_confirming_and_cancelling_take_no_parameters(app: World, action: str) -> None:
+    """`confirm?ids=…` confirms all that is held, so it is refused: nobody takes it for a part."""
+    run_id = app.start().run_id
+
+    response = call(function_app.change_run, {"ids": "a"}, method="POST", run_id=run_id, action=action)
+
+    assert response.status_code == 400
+    assert data_of(response)["message"] == "'ids' means nothing here; this call takes no parameters."
+    assert not app.run_row(run_id).state.ended
+
+
+def test_a_day_of_webhooks_is_not_cancelled(app: World) -> None:
+    """Its events would be worked all the same, and its failures would be told in no digest."""
+    day = app.start()
+    app.tables.update(
+        RunRow, RECIPE, day.row_key, lambda row: row.model_copy(update={"kind": RunKind.EVENTS}) if row else None
+    )
+
+    response = call(function_app.change_run, method="POST", run_id=day.run_id, action="cancel")
+
+    assert (response.status_code, data_of(response)["error"]) == (409, "not_cancellable")
+    assert not app.run_row(day.run_id).state.ended
+
+
+@pytest.mark.parametrize("kind", ["preview", "verification"])
+def test_a_start_says_that_it_writes_nothing(app: World, kind: str) -> None:
+    """Who asked for a preview or a verification reads that it is one."""
+    response = start({"Email": RECIPIENT, "preview" if kind == "preview" else "verify": "true"})
+
+    assert f"has started as a {kind}, which writes nothing." in data_of(response)["message"]
 
 
 def test_a_guarded_run_is_confirmed_once(app: World) -> None:
