@@ -1,15 +1,18 @@
 """Concord at the command line: check recipes, print the field tables and the editor's schema from them."""
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shared.errors import ConfigError, SyncError
+from shared.errors import ConfigError, SyncError, TransientError
 from shared.settings import load_settings
 from shared.settings_page import settings_table
+from shared.telemetry import FieldsFormatter, RedactingFilter
 from sync import checks
 from sync.app import App, build_app
 from sync.catalogue import print_catalogue
@@ -46,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=f"{says} anew, from recipes and code")
         command.add_argument("--check", action="store_true", help="write nothing; fail when the file is stale")
     chosen = parser.parse_args(arguments)
+    with _warnings_with_fields():
+        return _run(chosen)
+
+
+def _run(chosen: argparse.Namespace) -> int:
     try:
         if chosen.command == "validate":
             return _validate(chosen.root) or (_validate_systems(chosen) if chosen.systems else 0)
@@ -61,9 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             return max(_print_file(chosen.root / path, text, chosen.check) for path, text in pages.items())
         return _print_file(chosen.root / "recipes/recipe.schema.json", build_schema(), chosen.check)
+    except TransientError as exc:
+        print(str(exc).replace("It is tried again later.", "Give the command again later."), file=sys.stderr)
+        return 1
     except SyncError as exc:
         print(exc, file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _warnings_with_fields() -> Iterator[None]:
+    """Print warnings with their fields: Python's own way shows the constant text alone, without the name it is about."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(FieldsFormatter(with_time=False))
+    handler.addFilter(RedactingFilter())
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _load(root: Path) -> dict[str, Recipe]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import cli
 from cli import main
+from shared.errors import TransientError
 from sync.reasons import EXAMPLES, PATTERNS, known_reason, print_reasons
 
 
@@ -50,6 +52,34 @@ def test_settings_of_a_file_are_used(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     assert code == 1
     assert "MAIL__HOSTT is no setting; did you mean HOST?" in capsys.readouterr().err
+
+
+def test_a_setting_that_is_passed_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A warning without the name that it is about helps nobody."""
+    file = tmp_path / "local.settings.json"
+    file.write_text(json.dumps({"Values": {"MAX_NEW_USRS": "3"}}))
+
+    main(["validate", "--systems", "--settings", str(file)])
+
+    said = capsys.readouterr().err
+    assert 'a setting\'s name looks misspelt {"setting": "MAX_NEW_USRS", "nearest": "MAX_NEW_USERS"}' in said
+
+
+def test_what_does_not_answer_is_not_promised_another_try(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run tries again by itself, a command does not."""
+
+    def unreachable(*_: object) -> None:
+        raise TransientError("ServiceNow did not answer. It is tried again later.")
+
+    monkeypatch.setattr(cli, "build_app", unreachable)
+    monkeypatch.setattr(cli, "load_settings", lambda _: None)
+
+    code = main(["validate", "--systems"])
+
+    assert code == 1
+    assert "ServiceNow did not answer. Give the command again later.\n" in capsys.readouterr().err
 
 
 def test_every_family_of_codes_stands_on_the_page() -> None:
