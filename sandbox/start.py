@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import queue
 import shutil
@@ -491,6 +492,13 @@ async def _serve_until_stopped(options: argparse.Namespace) -> int:
             return 1
 
 
+def _write_settings(sandbox: Sandbox) -> Path:
+    """Write the app's settings beside its certificates, which go when it ends, for `cli.py --settings`."""
+    file = Path(sandbox.env["REQUESTS_CA_BUNDLE"]).with_name("settings.json")
+    file.write_text(json.dumps({"Values": sandbox.env}, indent=2), encoding="utf-8")
+    return file.relative_to(ROOT)
+
+
 def _fault_of(app_url: str) -> str:
     """Ask the app for its runs and return why it cannot answer; nothing when it can."""
     try:
@@ -506,6 +514,8 @@ def _fault_of(app_url: str) -> str:
 
 
 def _what_to_click(sandbox: Sandbox) -> str:
+    own_bundle = "REQUESTS_CA_BUNDLE" in os.environ  # it would win over the file's, and does not know the sandbox
+    unset = "env -u REQUESTS_CA_BUNDLE " if own_bundle else ""
     host = "func start" if isinstance(sandbox.host, CoreTools) else "the sandbox's own host"
     return f"""
 Concord runs on this machine ({host}). Ctrl-C ends it all; nothing is kept.
@@ -520,6 +530,8 @@ Concord runs on this machine ({host}). Ctrl-C ends it all; nothing is kept.
                  {sandbox.sync_url("ada@example.com", window="today")}
   All runs       {sandbox.app_url}/api/runs
   Health         {sandbox.app_url}/api/health
+  Command line   {unset}.venv/bin/python cli.py validate --systems --settings {_write_settings(sandbox)}
+  Recipes        are read once: after a change, end this and start it again
   Host's log     .sandbox/host.log   ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC)
 """
 

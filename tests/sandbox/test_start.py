@@ -204,12 +204,16 @@ def test_no_process_is_left(number: signal.Signals, code: int) -> None:
             if "Host's log" in line:
                 break
         left = children_of(process.pid)
+        file = re.search(r"--settings (\S+)", "".join(said))
+        assert file
+        settings = json.loads((ROOT / file[1]).read_text())["Values"]
 
         os.kill(process.pid, number)
         rest = process.stdout.read()
 
     assert len(left) >= 4, said  # storage, host, two workers
     assert process.returncode == code, rest
+    assert f"{settings['APP_URL']}/api/runs" in "".join(said)  # the command line reaches what runs
     wait_until(lambda: not any(runs(pid) for pid in left))
     assert code != 0 or "nothing is left running" in rest
 
