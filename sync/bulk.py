@@ -67,15 +67,22 @@ class Portions:
             return
         found = links.find_links(self._flow, [work.key for work in works if work.linked_key])
         for work in works:
-            work.error, work.identity, work.link = None, None, found.get(work.key)
+            link = found.get(work.key)
+            if link is None or work.link is None or claims.content(link) == claims.content(work.link):
+                work.link = link  # else it was worked meanwhile: its claim meets another row, and it is read again
+            work.error, work.identity, work.unwritten = None, None, False
         with self._lock:
             self._works.extend(works)
             self._size = min(self._size, max(written, LEAST_AGAIN, self._flow.target.writes_together))
 
 
 def came_too_late(work: Work) -> bool:
-    """Tell whether a work's write did not leave because our own permits left no time for it."""
-    return isinstance(work.error, RateLimitedError) and work.error.code in ("permits_busy", "no_time_left")
+    """Tell whether a work's own write did not leave because our own permits left no time for it.
+
+    Whose claim, reading or children came too late is half done: it goes on alone, under the same owner, from the start.
+    """
+    late = isinstance(work.error, RateLimitedError) and work.error.code in ("permits_busy", "no_time_left")
+    return late and work.unwritten
 
 
 def finish(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:

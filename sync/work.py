@@ -57,6 +57,7 @@ class Work:
     child_warnings: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     failed_child: str = ""  # whose error it is
     doubtful: bool = False  # an earlier attempt may have appended already
+    unwritten: bool = False  # its write certainly did not happen, and its claims are given up: it can go again as it is
     ahead: bool = False  # the link was claimed before the record was read
     interrupted: bool = False  # an earlier attempt of this message had the claim: what it wrote is our doing
     attempts: int = 1

@@ -113,6 +113,8 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
         if isinstance(answer := answers.get(id(work)), SyncError) and not _may_have_happened(flow, work.decided, answer)
     ]
     book.release([row for work in unwritten for row in (work.link, work.identity) if row is not None])
+    for work in unwritten:
+        work.unwritten = True
     for work in claimed:
         if work.link is not None and (error := failed.get(work.link.row_key)) is not None:
             work.error, work.outcome = error, None

@@ -62,7 +62,7 @@ def weigh(stored: R, wanted: R, now: datetime) -> Taken[R] | Held:
         row=stored.model_copy(update={"claim": ours}),
         create_by=claim.create_by if claim else None,
         was_ours=claim is not None and claim.owner == ours.owner,
-        changed=_content(stored) != _content(wanted),
+        changed=content(stored) != content(wanted),
     )
 
 
@@ -91,5 +91,6 @@ def take(tables: Tables, wanted: R, *, now: datetime, stored: R | None = None) -
     raise StateError(f"The claim on a {type(wanted).__name__} changes hands too fast")
 
 
-def _content(row: R) -> R:
+def content(row: R) -> R:
+    """Return what a row says, whoever has its claim."""
     return row.model_copy(update={"claim": None, "etag": ""})

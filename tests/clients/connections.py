@@ -1,7 +1,7 @@
 """Real clients against the simulators: connections as services would build them, and permits that only take notes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,10 +18,10 @@ NOW = datetime(2026, 3, 12, 9, 30, 15, tzinfo=UTC)
 
 
 class Permits:
-    """Grants everything and notes what was asked; refuses every so many calls that may wait, where told to."""
+    """Grants everything and notes what was asked; refuses what it is told to, by whether a call goes ahead of others."""
 
     def __init__(self) -> None:
-        self.refuses_every = 0
+        self.refuses: Callable[[bool], bool] = lambda _: False
         self.held = 0
         self.most_held = 0
         self.taken = 0
@@ -30,7 +30,7 @@ class Permits:
     @contextlib.contextmanager
     def hold(self, *, ahead: bool = False) -> Iterator[None]:
         self.taken += 1
-        if self.refuses_every and not ahead and self.taken % self.refuses_every == 0:
+        if self.refuses(ahead):
             raise RateLimitedError("All calls are under way.", code="permits_busy", retry_after_s=3.0)
         self.held += 1
         self.most_held = max(self.most_held, self.held)

@@ -1,5 +1,6 @@
 """The bulk lane: whole pages worked at once, with the end state, the failures and the safety of the single lane."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_records_whose_turn_does_not_come_in_time_stay_in_the_bulk_lane(bulk: Wo
     """Where a target allows few calls, a portion's later writes come again with the next one, each once, without messages."""
     cases = _fill(bulk, 80)
 
-    bulk.permits.refuses_every = 12
+    bulk.permits.refuses = lambda ahead: not ahead and bulk.permits.taken % 12 == 0
     first = bulk.sync(WINDOW)
     claims = [row for row in bulk.view.scan(LinkRow) if row.claim is not None]
     for case in cases:
@@ -68,6 +69,62 @@ def test_records_whose_turn_does_not_come_in_time_stay_in_the_bulk_lane(bulk: Wo
     assert _rows(bulk) == (80, 80)
     assert len(bulk.servicenow.requests("POST", "/incident")) == 80
     assert {bulk.incident_of(case)["short_description"] for case in cases} == {"Changed by a person"}
+
+
+def test_record_that_is_worked_between_two_portions_is_not_set_back(bulk: World) -> None:
+    """What comes again with the next portion is read again, where another message has written a newer state meanwhile."""
+    case, _ = cases = _fill(bulk, 2)
+    bulk.sync(WINDOW)
+    for each in cases:
+        bulk.edit_case(each, title="Older")
+    refused, carry = [], bulk.wire.carry
+
+    def refuse(ahead: bool) -> bool:
+        refused.extend([] if ahead else ["write"])
+        return not ahead
+
+    def carry_between(label: str, call: Callable[[], Any]) -> Any:
+        if refused and label == "storage GET links":  # the claims were given up
+            bulk.wire.carry, bulk.permits.refuses = carry, lambda _: False
+            bulk.edit_case(case, title="Newest")
+            bulk.change_settings(bulk_above=1000)
+            bulk.start(f"ids={case}")
+            bulk.pump.run(until=lambda: bulk.incident_of(case)["short_description"] == "Newest")
+            bulk.change_settings(bulk_above=0)
+        return carry(label, call)
+
+    bulk.permits.refuses, bulk.wire.carry = refuse, carry_between
+    bulk.sync(WINDOW)
+
+    assert bulk.wire.carry == carry
+    assert bulk.incident_of(case)["short_description"] == "Newest"
+
+
+def test_record_whose_reading_finds_no_permit_is_decided_from_the_start(bulk: World) -> None:
+    """Where a claim meets another link than was read, and no call is free to look the record up, nothing is left out."""
+    case, _ = cases = _fill(bulk, 2)
+    bulk.sync(WINDOW)
+    for each in cases:
+        bulk.edit_case(each, title="Changed by a person")
+    carry, refusing = bulk.wire.carry, []
+
+    def carry_and_change(label: str, call: Callable[[], Any]) -> Any:
+        if label == "storage POST $batch":  # the claims
+            bulk.wire.carry = carry
+            link = next(row for row in bulk.view.scan(LinkRow) if row.key == case)
+            bulk.view.replace(link.model_copy(update={"event_id": "another message"}))
+            refusing.append("look-up of the target")
+            bulk.permits.refuses = lambda ahead: (
+                ahead and bulk.wire.calls[-1].startswith("dynamics") and bool(refusing) and bool(refusing.pop())
+            )
+        return carry(label, call)
+
+    bulk.wire.carry = carry_and_change
+    bulk.sync(WINDOW)
+
+    assert bulk.wire.carry == carry
+    assert refusing == []
+    assert {bulk.incident_of(each)["short_description"] for each in cases} == {"Changed by a person"}
 
 
 def test_bulk_lane_ends_as_the_single_lane_does(bulk: World) -> None:

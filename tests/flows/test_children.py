@@ -380,6 +380,27 @@ def test_a_preview_tells_and_writes_nothing(twins: TwinWorld) -> None:
     assert len(twins.child_links()) == 1
 
 
+def test_children_that_find_no_permit_have_their_records_go_on_alone(stage: Stage, tmp_path: Path, prefix: str) -> None:
+    """The page does not come back to them again and again: each record has a message of its own, and each comment arrives."""
+    with new_twin_world(stage, tmp_path / "recipes", prefix, {"BULK_ABOVE": "0"}) as twins:
+        known = [twins.incident(short_description=f"Incident {number}") for number in range(2)]
+        for sys_id in known:
+            twins.write_entry(twins.servicenow, sys_id, f"Comment of {sys_id}")
+        in_hand: list[str] = []
+        twins.pump.before = lambda delivery: in_hand.append(delivery.queue)
+        twins.permits.refuses = lambda ahead: (
+            not ahead and in_hand[-1] == "pages" and len(twins.vendor.rows("incident")) == 2
+        )
+
+        run = twins.sync_recipe(OUT)
+
+        assert run.counts == {"created": 2}
+        assert in_hand.count("items") == 2
+        assert len(twins.wire.calls) < 500
+        for sys_id in known:
+            assert texts(twins.entries(twins.vendor, twins.twin(sys_id)["sys_id"])) == [f"Comment of {sys_id}"]
+
+
 def test_the_bulk_lane_works_children_together(stage: Stage, tmp_path: Path, prefix: str) -> None:
     """Comments of all records of a portion go together, and their keys are read back in one call."""
     with new_twin_world(stage, tmp_path / "recipes", prefix, {"BULK_ABOVE": "0"}) as twins:
