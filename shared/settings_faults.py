@@ -91,6 +91,12 @@ def _sentence(name: str, error: ErrorDetails, leaf: Step, siblings: Iterable[str
             fault = f"is missing, {error['msg']}"
         case "value_error":
             fault = error["msg"].removeprefix("Value error, ")
+        case "int_parsing" | "int_from_float":
+            fault = "should be a whole number"
+        case "float_parsing":
+            fault = "should be a number"
+        case "bool_parsing":
+            fault = "should be true or false"
         case _:
             fault = re.sub(r"^Input should", "should", error["msg"])
     if leaf.field is None or not leaf.field.description:

@@ -141,8 +141,8 @@ def test_settings_unknown_connection_names_the_nearest():
         pytest.param("DIGEST_KEYS", f"a:{SECRET},a:{SECRET}", "different ids", id="same id"),
         pytest.param("DIGEST_KEYS", f"a:{SECRET},b:{SECRET},c:{SECRET}", "two keys at the most", id="three keys"),
         pytest.param("BULK_ABOVE", "-1", "greater than or equal to 0", id="negative"),
-        pytest.param("MAX_ATTEMPTS", "many", "should be a valid integer", id="no number"),
-        pytest.param("ALLOW_UNLISTED_HOSTS", "perhaps", "should be a valid boolean", id="no yes or no"),
+        pytest.param("MAX_ATTEMPTS", "many", "MAX_ATTEMPTS should be a whole number. Wanted", id="no number"),
+        pytest.param("ALLOW_UNLISTED_HOSTS", "perhaps", "should be true or false. Wanted", id="no yes or no"),
         pytest.param(
             "CONNECTIONS__ORACLE__URL", "https://x.example", "CONNECTIONS__ORACLE__SYSTEM should name", id="system"
         ),
