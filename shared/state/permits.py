@@ -339,7 +339,8 @@ class SharedPermits:
     def _idle_s(self) -> float:
         if self._last is not None and not self._last.alone:
             return IDLE_BESIDE_OTHERS_S
-        return IDLE_WITH_FEW_S if 4 * self._row_held.total() <= self.limits.concurrency else IDLE_S
+        few = 4 * self._row_held.total() <= self.limits.concurrency and not self.limits.budgets  # calls in hand go back
+        return IDLE_WITH_FEW_S if few else IDLE_S
 
     def _due_for_waiters(self, gap: float) -> float:
         dry = [lane for lane in Lane if self._waiting[lane] and self._dry_for_s(lane) > 0]

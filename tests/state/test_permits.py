@@ -344,6 +344,18 @@ def test_idle_block_goes_back(tables, others, share):
     assert stored(tables).blocks == {}
 
 
+def test_calls_of_a_budget_go_back_soon(tables, others, share, monkeypatch):
+    """Others have none until they do, and would put their work back until the budget's next slot."""
+    monkeypatch.setattr(permits_module, "IDLE_WITH_FEW_S", 600.0)
+    first = share(tables, Limits(8, budgets=(Budget(40),)))
+
+    with first.hold():
+        pass
+
+    await_held(others, 0)
+    assert sum(stored(others).spent.values()) == 1
+
+
 def test_announced_calls_are_asked_for_at_once(tables, others, share, monkeypatch):
     """With one write of the row for all of them, before the first has come."""
     monkeypatch.setattr(permits_module, "IDLE_S", 600.0)
