@@ -206,7 +206,8 @@ class _Seeder:
         times = [midnight - timedelta(days=2 + n % 45, seconds=self.random.randrange(86_400)) for n in range(OLDER)]
         times += [midnight - timedelta(days=1) + timedelta(seconds=self.random.randrange(86_400)) for _ in range(count)]
         today_s = max(1, int((self.now - midnight).total_seconds()))
-        times += [midnight + timedelta(seconds=self.random.randrange(today_s)) for _ in range(RECENT)]
+        # not `randrange`, which draws another number of times for another range: records would depend on the hour
+        times += [midnight + timedelta(seconds=int(self.random.random() * today_s)) for _ in range(RECENT)]
         masters: list[str] = []
         for number, modified in enumerate(sorted(times)):
             case = self.add_case(number, modified)

@@ -1,7 +1,7 @@
 """The demo records: deterministic, and with every difficulty that a flow has to meet."""
 
 from collections import Counter
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pytest
 
@@ -152,3 +152,13 @@ def test_a_sync_can_read_yesterday_page_by_page(sim):
         (row["customerid_contact"] or {}).get("emailaddress1") == by_id[row["incidentid"]]["contact_email"]
         for row in found
     )
+
+
+def test_records_are_the_same_at_any_time_of_the_day() -> None:
+    """What the README shows of the demo is what everybody sees, in the morning and at night."""
+
+    def titles(hour: int) -> list[str]:
+        sim = Dynamics365()
+        return [case["title"] for case in records.seed(sim, 20, now=datetime(2026, 3, 18, hour, tzinfo=UTC))]
+
+    assert titles(1) == titles(7) == titles(12) == titles(23)
