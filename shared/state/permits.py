@@ -394,7 +394,8 @@ class SharedPermits:
                 if not settled.changed and not self._must_write(leaving):
                     self._adopt(settled, row)
                     return
-                if ask.leaving:
+                gives_back = Counter({key: -count for key, count in settled.calls.items() if count < 0})
+                if gives_back:
                     self._calls.clear()
             try:
                 row = self._tables.replace(settled.row) if row else self._tables.insert(settled.row)
@@ -402,6 +403,7 @@ class SharedPermits:
                 with self._lock:
                     self._row_held |= self._limit
                     self._peak |= self._asked
+                    self._calls += gives_back
                 row = exc.stored if isinstance(exc.stored, PermitRow) else None
                 continue
             with self._lock:

@@ -169,7 +169,7 @@ def settle(row: PermitRow, ask: Ask, limits: Limits) -> Settled:
     blocks = {holder: each for holder, each in live.items() if holder != ask.holder}
     if any(held.values()) or wanting:
         blocks[ask.holder] = block
-    spent, calls = _hand_out_calls(row.spent, ask, limits, len(others))
+    spent, calls = _hand_out_calls(row.spent, ask, limits, len(others), ends=ask.holder not in blocks)
     paused_until = max((each for each in (row.paused_until, ask.paused_until) if each), default=None)
     same = (mine.held, mine.wants) == (held, wants) if mine else ask.holder not in blocks
     return Settled(
@@ -220,9 +220,9 @@ def _share(
 
 
 def _hand_out_calls(
-    spent: Mapping[str, int], ask: Ask, limits: Limits, rivals: int
+    spent: Mapping[str, int], ask: Ask, limits: Limits, rivals: int, *, ends: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the budgets' new state and the calls that the process gets (negative: gives back)."""
+    """Return the budgets' new state and the calls that the process gets (negative: gives back, all when its block ends)."""
     after: dict[str, int] = {}
     calls: dict[str, int] = {}
     for budget in limits.budgets:
@@ -235,7 +235,7 @@ def _hand_out_calls(
         for pool in POOLS:
             key = call_key(budget, slot, pool)
             in_hand, used = ask.calls.get(key, 0), after.get(key, 0)
-            if ask.leaving:
+            if ends:
                 got = -min(in_hand, used)
             else:
                 left = max(0, limits.calls(budget, pool) - used)
