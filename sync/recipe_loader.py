@@ -248,6 +248,9 @@ def _sentence(detail: Any, location: Location) -> str:
             return f"`{detail['input']}` is not known here{did_you_mean(str(detail['input']), known)}"
         case "value_error":
             return str(detail["ctx"]["error"])
+        case "string_type" | "model_type" | "dict_type" | "tuple_type" if detail["input"] is None and location:
+            name = next((part for part in reversed(location) if isinstance(part, str)), "this")
+            return f"`{name}` has no value"
         case kind:
             return PLAIN_SENTENCES.get(kind, str(detail["msg"]))
 

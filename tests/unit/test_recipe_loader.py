@@ -128,6 +128,8 @@ def test_every_fault_of_every_file_comes_in_one_error(tmp_path):
         ("match: [a]\nfields: [a]", "must be a table"),
         ("match: [a]\nfields: {a: x}\nwhen: active", "table of `path: value`"),
         ("match: [a]\nfields: {a: x}\nchildren: {a: b}", "must be a list"),
+        ("match: [a]\nfields: {a: {from: }}", "`from` has no value"),
+        ("match:\nfields: {a: x}", "`match` has no value"),
     ],
 )
 def test_a_bad_key_or_value_is_named(body, says):
