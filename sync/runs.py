@@ -511,7 +511,8 @@ def end_run(app: App, run: RunRow, state: RunState, error: str = "") -> None:
     def end(stored: RunRow) -> RunRow:
         if stored.state.ended:
             return stored
-        changes = {"state": state, "error": error, "ended_at": app.now(), "moved_at": app.now()}
+        now = max(app.now(), stored.started_at or stored.created_at)  # each worker estimates storage's clock
+        changes = {"state": state, "error": error, "ended_at": now, "moved_at": now}
         return stored.model_copy(update=changes)
 
     ended = app.update_run(run.run_id, end)

@@ -52,6 +52,17 @@ def test_confirmation_of_a_run_that_was_cancelled_meanwhile_starts_nothing(
     assert world.incidents() == []
 
 
+def test_run_never_ends_before_it_has_started(world: World) -> None:
+    """Each worker estimates storage's clock: the one that ends a run may be behind the one that began it."""
+    run = world.start()
+    world.app.change_run(run.run_id, started_at=world.now() + timedelta(seconds=1))
+
+    runs.cancel_run(world.app, run.run_id, "http")
+
+    row = world.run_row(run)
+    assert row.ended_at == row.started_at
+
+
 def test_failures_of_a_cancelled_run_stay_open(paged_world: World) -> None:
     """What failed before a run was stopped is kept to be taken along, although its page was never complete."""
     world = paged_world
