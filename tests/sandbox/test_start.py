@@ -67,7 +67,7 @@ def test_everything_is_fresh_and_full() -> None:
         assert len(started.servicenow.rows("incident")) == 100
         assert started.env["AzureWebJobsStorage"] == started.azurite.connection_string
         assert started.azurite.account in started.env["AzureWebJobsStorage"]
-    assert started.azurite.pid is None
+    assert started.azurite.pids == []
     assert not Path(started.env["REQUESTS_CA_BUNDLE"]).exists()
 
 
