@@ -1,8 +1,9 @@
-"""Group commit of webhook events: while a send is under way, the events that come meanwhile gather and go as one message.
+"""Group commit of webhook events: those that come while a send is under way, or shortly after it began, go as one message.
 
 A caller is answered when the message that holds its event is in the queue. When idle an event goes at once and alone; the
-longer a send takes, the fewer there are, so a busy storage is asked less and not more. Only a message that is full does not
-wait for the one under way: callers never come faster than they are answered because a single send takes long.
+more come and the longer a send takes, the more share a message, so a busy storage is asked less and not more: each message is
+a send, a share of a receipt and a deletion. Only a message that is full does not wait: callers never come faster than they
+are answered because a single send takes long.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from shared.state.rows import EventMessage
 
 MOST_EVENTS = 100  # of a message
 MOST_BYTES = 48 * 1024  # of a message of several
+APART_S = 0.03  # from one send's begin to the next
 
 
 def packed(events: Sequence[tuple[EventMessage, int]]) -> Iterator[EventMessage]:
@@ -50,8 +52,9 @@ class _Waiting:
 class SentTogether:
     """Sends events of many threads; `send(message, timeout_s)` sends a message."""
 
-    def __init__(self, send: Callable[[EventMessage, float], None]) -> None:
+    def __init__(self, send: Callable[[EventMessage, float], None], apart_s: float = APART_S) -> None:
         self._send, self._under_way = send, 0
+        self._apart_s, self._next_at_s = apart_s, 0.0
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
 
@@ -63,8 +66,8 @@ class SentTogether:
     def send(self, event: EventMessage, size: int, timeout_s: float) -> None:
         """Return when the event is in the queue. Raises StateError when it is not, or not in time.
 
-        When nothing is under way or a message is full, the caller with the most time left sends, and takes along those that
-        have waited longest: they are answered within their own time, and a send has time enough.
+        When a send may begin, the caller with the most time left sends, and takes along those that have waited longest: they
+        are answered within their own time, and a send has time enough.
         """
         own = _Waiting(event, size, time.monotonic() + timeout_s)
         together: list[_Waiting] = []
@@ -72,7 +75,7 @@ class SentTogether:
             self._waiting.append(own)
             if self._is_full():
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: own not in self._waiting or self._is_next(own), timeout_s)
+            self._await_turn(own)
             if own not in self._waiting:  # another caller has taken it along
                 self._changed.wait_for(lambda: own.ended, max(0.0, own.ends_at_s - time.monotonic()))
             elif self._is_next(own):
@@ -86,8 +89,16 @@ class SentTogether:
         if own.error is not None:
             raise own.error
 
+    def _await_turn(self, own: _Waiting) -> None:
+        while own in self._waiting and not self._is_next(own):
+            now_s = time.monotonic()
+            if now_s >= own.ends_at_s:
+                return
+            too_early = not self._under_way and now_s < self._next_at_s
+            self._changed.wait(min(own.ends_at_s, self._next_at_s if too_early else own.ends_at_s) - now_s)
+
     def _is_next(self, own: _Waiting) -> bool:
-        may_send = not self._under_way or self._is_full()
+        may_send = self._is_full() or (not self._under_way and time.monotonic() >= self._next_at_s)
         return may_send and own is max(self._waiting, key=lambda each: each.ends_at_s)
 
     def _is_full(self) -> bool:
@@ -95,6 +106,7 @@ class SentTogether:
 
     def _take(self, own: _Waiting) -> list[_Waiting]:
         self._under_way += 1
+        self._next_at_s = time.monotonic() + self._apart_s
         together, size = [own], own.size
         for each in self._waiting:
             if len(together) == MOST_EVENTS:

@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import StateError
 from shared.state.rows import EventMessage
-from shared.state.together import MOST_BYTES, MOST_EVENTS, SentTogether, packed
+from shared.state.together import APART_S, MOST_BYTES, MOST_EVENTS, SentTogether, packed
 
 WAIT_S = 600.0  # longer than any machine stalls
 NOW = datetime(2026, 3, 10, 9, 0, tzinfo=UTC)
@@ -28,14 +28,14 @@ def build_event(name: str) -> EventMessage:
 class Busy:
     """A queue whose first send ends only when a test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart_s: float = APART_S) -> None:
         self.sent: list[list[str]] = []  # the events of each message that arrived
         self.first_came, self.first_may_end = threading.Event(), threading.Event()
         self.refuses: Callable[[list[str]], bool] = lambda _: False
         self.answers: dict[str, str] = {}
         self.granted_s: list[float] = []
         self.threads: list[threading.Thread] = []
-        self.together = SentTogether(self._send)
+        self.together = SentTogether(self._send, apart_s)
 
     def _send(self, message: EventMessage, timeout_s: float) -> None:
         self.granted_s.append(timeout_s)
@@ -98,6 +98,21 @@ def test_events_that_come_during_a_send_go_as_one_message() -> None:
     assert answered_before == {}
     assert [sorted(names) for names in busy.sent] == [["first"], ["a", "b", "c"]]
     assert busy.answers == dict.fromkeys(["first", "a", "b", "c"], "in the queue")
+
+
+def test_events_that_follow_each_other_shortly_go_as_one_message() -> None:
+    """A first event goes at once; those that come soon after it share the next message, and a full one does not wait."""
+    busy = Busy(apart_s=WAIT_S)
+    busy.first_may_end.set()
+    busy.call("first")
+    busy.end()
+
+    for number in range(MOST_EVENTS):
+        busy.call(f"e{number}")
+    busy.end()
+
+    assert list(map(len, busy.sent)) == [1, MOST_EVENTS]
+    assert set(busy.answers.values()) == {"in the queue"}
 
 
 @pytest.mark.parametrize(
