@@ -54,6 +54,7 @@ LANES = {"single": "page_size", "bulk": "bulk_page_size"}
 ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "completed_with_failures")
 PAGE_SIZES = {lane: Dynamics365Connection.model_fields[name].default for lane, name in LANES.items()}
 LOOK_S = 2.0  # between our looks at a run: each costs two storage operations, which are counted
+INDEXED = Path(__file__).parent / "indexed_tables.cjs"
 CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 ACCESS = re.compile(r'"(\w+) /\w+/([\w$-]+)?(/messages|\()?')
 
@@ -69,6 +70,7 @@ class Setup:
     lane: str  # single, bulk
     cap: int
     page_size: int  # cases per page of Dynamics 365
+    tables: str = "azurite"  # as it is, or "indexed"
 
 
 # -- the stub as a process ------------------------------------------------------------------------------------------------
@@ -148,7 +150,8 @@ class Bench:
     def measure(self, setup: Setup, profile: Path | None) -> Json:
         """Run one row and return its numbers."""
         log, load = self.folder / "access.log", os.getloadavg()[0]
-        with Stub(self.captured, setup.cases) as stub, Azurite(access_log=log) as storage:
+        preloaded = INDEXED if setup.tables == "indexed" else None
+        with Stub(self.captured, setup.cases) as stub, Azurite(access_log=log, preloaded=preloaded) as storage:
             sustained = measure_stub(stub)
             stub.ask(f"latency/{setup.latency_ms}")
             bare = run_bare(stub, "--cap", str(setup.cap))
@@ -298,6 +301,7 @@ def _numbers(
         "storage_operations": operations.total() / cases,
         "cpu_ms": 1000 * sum(worker_cpu_s) / cases,
         "worker_cpu_s": worker_cpu_s,
+        "azurite_cpu_ms": 1000 * beside["azurite_cpu_s"] / cases,
         "beside_cpu_ms": 1000 * sum(beside.values()) / cases,
         **beside,
         "peak_mb": after["peak_mb"],
@@ -342,6 +346,7 @@ def main() -> int:
     add("--lane", default="single", help="single, bulk")
     add("--cap", default="52", help="calls to ServiceNow at the same time")
     add("--page-size", default="0", help="cases per page; 0: the lane's default")
+    add("--tables", default="azurite", help="azurite: as it is; indexed: with an index by key, as Azure's tables have")
     add("--repeat", type=int, default=1, help="runs of each row, of which the median is shown")
     add("--profile", type=Path, help="folder that gets a profile of every worker thread")
     add("--no-file", action="store_true", help="print only")
@@ -354,6 +359,7 @@ def main() -> int:
         options.lane.split(","),
         [int(text) for text in options.cap.split(",")],
         [int(text) for text in options.page_size.split(",")],
+        options.tables.split(","),
     ]
     rows = []
     with bench() as shared:

@@ -44,7 +44,8 @@ class Azurite:
     """A running Azurite: blob, queue and table service on loopback ports.
 
     Without a folder all is in memory. With one, data outlives `restart` and this object; Azurite writes it down every
-    few seconds and when it stops, so `kill` can lose the last of it. `access_log` is a file that gets one line per request.
+    few seconds and when it stops, so `kill` can lose the last of it. `access_log` is a file that gets one line per request,
+    `preloaded` a script that Node.js loads first.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class Azurite:
         folder: Path | None = None,
         ports: tuple[int, int, int] | None = None,
         access_log: Path | None = None,
+        preloaded: Path | None = None,
     ) -> None:
         self._folder = folder
         self._given_ports = ports
         self._access_log = access_log
+        self._preloaded = ["--require", str(preloaded)] if preloaded else []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._errors: IO[bytes] | None = None
         self.ports: tuple[int, ...] = ports or ()
@@ -130,7 +133,7 @@ class Azurite:
         for service, script, port in zip(SERVICES, scripts, self.ports, strict=True):
             flags = [f"--{service}Port", str(port), *where, "--skipApiVersionCheck", "--disableTelemetry", *quiet]
             process = subprocess.Popen(
-                tied([node, str(script), *flags]),
+                tied([node, *self._preloaded, str(script), *flags]),
                 cwd=self._folder or tempfile.gettempdir(),
                 env=os.environ | {"AZURITE_ACCOUNTS": f"{self.account}:{self.key}"},
                 stdin=subprocess.DEVNULL,
