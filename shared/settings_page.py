@@ -21,10 +21,10 @@ HOST_SETTINGS: tuple[Line, ...] = (  # read by others than us: the Functions hos
         "176",
     ),
     (
-        "MALLOC_ARENA_MAX",
-        "heaps that the threads of a worker share; with few of them memory that one thread has freed serves the others",
-        "8 for each processor",
-        "2",
+        "GLIBC_TUNABLES",
+        "two heaps for all threads of a worker, and no freed blocks that a thread keeps: memory that one has freed serves the others",
+        "8 heaps for each processor",
+        "glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0",
     ),
     (
         f"{STORAGE}__blobServiceUri",
