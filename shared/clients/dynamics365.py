@@ -103,6 +103,8 @@ class Dynamics365:
     # -- System -------------------------------------------------------------------------------------------------------
 
     def describe(self, record: str) -> RecordType:
+        if (known := self._record_types.get(record)) is not None:
+            return known
         with self._lock_of(record):
             if record not in self._record_types:
                 self._record_types[record] = self._read_record_type(record)

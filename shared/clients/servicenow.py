@@ -105,6 +105,8 @@ class ServiceNow:
     # -- System -------------------------------------------------------------------------------------------------------
 
     def describe(self, record: str) -> RecordType:
+        if (known := self._record_types.get(record)) is not None:
+            return known
         with self._lock_of(record):
             if record not in self._record_types and (child := self._child_of(record)) is not None:
                 self._record_types[record] = describe_child(child, record, self.describe(child.table.name))
