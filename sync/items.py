@@ -6,10 +6,13 @@
 before it is fanned out; a message whose preparation is missing or old prepares its own record.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from shared import attempt
@@ -22,7 +25,7 @@ from sync import links, references
 from sync.decide import Action, agreement, decide, is_stale, same_value, wants_find, wants_rekeying
 from sync.flow import Flow
 from sync.mapping import FieldWarning, Mapped, holds, map_record
-from sync.matching import Match, find_matches
+from sync.matching import Ahead, Match, fetch_ahead, find_matches
 from sync.owners import check_owned
 from sync.recipe import Find, GoneAction, MatchRule
 from sync.references import Ask, Reference
@@ -31,6 +34,7 @@ from sync.work import Work, each
 
 LOG = logging.getLogger(__name__)
 _SIDE_BY_SIDE = {lane: SideBySide() for lane in Lane}
+_AHEAD = {lane: SideBySide() for lane in Lane}  # apart, as what they run waits for others
 
 
 def works_of(items: Iterable[ItemModel], *, page: int, owner: str) -> list[Work]:
@@ -50,8 +54,9 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     each(works, lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
     pending = [work for work in works if work.open and needs_vendor(work)]
-    resolve_references(flow, run, pending, create=create_references and not run.preview)
-    look_targets_up(flow, run, pending)
+    with _fetching_ahead(flow, run, pending) as ahead:
+        resolve_references(flow, run, pending, create=create_references and not run.preview)
+        look_targets_up(flow, run, pending, ahead)
     each([work for work in pending if not work.missing], lambda work: decide_work(flow, run, work))
     _settle_together(flow, run, works)
 
@@ -281,18 +286,42 @@ def _take_answers(run: RunRow, name: str, answered: Sequence[tuple[Work, Referen
             work.references[name] = answer
 
 
-def look_targets_up(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
-    """Read the linked targets, and match the records that have none; all of a batch together.
+@contextlib.contextmanager
+def _fetching_ahead(flow: Flow, run: RunRow, works: Sequence[Work]) -> Iterator[Callable[[], Ahead]]:
+    """Have fetched beside the references what the rules will ask for, and return what waits for it.
 
-    A record whose create would tell that it exists is not matched before, except for who writes nothing.
+    Not beside references that are kept in step themselves. A rule with a field that is a reference is asked when that is
+    known, and a record that a missing reference holds back is asked for again when it may go on.
     """
+    finds = {name: rule.find for name, rule in flow.recipe.block.fields.items() if rule.find is not None}
+    rules = [rule for rule in flow.recipe.block.match if not rule.link and not finds.keys() & set(rule.fields)]
+    unlinked = [work.mapped for work in works if _is_to_match(flow, run, work) and work.mapped and not work.siblings]
+    changes = any(find.write.may_change for find in finds.values())
+    if not finds or not rules or changes or len(unlinked) < 2:  # of one the next rule is asked only if needed
+        yield dict
+        return
+    fetch = partial(fetch_ahead, flow.target, flow.recipe.target.record, flow.recipe.target_paths(), rules, unlinked)
+    future = _AHEAD[attempt.current().lane].start(fetch)
+    try:
+        yield future.result
+    finally:
+        wait([future])
+
+
+def _is_to_match(flow: Flow, run: RunRow, work: Work) -> bool:
+    """Tell whether the rules are asked for a record: not where its create would tell that it exists, unless nothing is written."""
+    ready = work.open and work.mapped is not None and not work.matched and not work.missing and not work.linked_key
+    return ready and (run.preview or not create_tells(flow, work))
+
+
+def look_targets_up(flow: Flow, run: RunRow, works: Sequence[Work], ahead: Callable[[], Ahead] = dict) -> None:
+    """Read the linked targets, and match the records that have none; all of a batch together."""
     for work in works:
         if work.open and work.mapped is not None:
             work.mapped = with_references(work.mapped, work.references)
     ready = [work for work in works if work.open and not work.matched and not work.missing]
     guarded(flow, [work for work in ready if work.link and work.link.other_key], read_targets)
-    unlinked = [work for work in ready if not (work.link and work.link.other_key)]
-    guarded(flow, [work for work in unlinked if run.preview or not create_tells(flow, work)], match)
+    guarded(flow, [work for work in ready if _is_to_match(flow, run, work)], partial(match, ahead=ahead))
     each(ready, lambda work: _check_readable(work.target) if work.target else None)
 
 
@@ -342,14 +371,14 @@ def _read_linked_children(flow: Flow, works: list[Work]) -> None:
 
 
 def find_targets(
-    flow: Flow, works: Sequence[Work], rules: Sequence[MatchRule], *, anew: bool = False
+    flow: Flow, works: Sequence[Work], rules: Sequence[MatchRule], ahead: Ahead | None = None, *, anew: bool = False
 ) -> list[Match | SyncError | None]:
     """Ask rules for the works' targets: of a record in the target, of a child among its parent's children."""
     if works and works[0].siblings is not None:
         read_siblings(flow, works, anew=anew)
         return [find_sibling(flow, work, rules) if work.error is None else None for work in works]
     asks = [(work.fields, taken_by_other(flow, work)) for work in works]
-    return find_matches(flow.target, flow.recipe.target.record, flow.recipe.target_paths(), rules, asks)
+    return find_matches(flow.target, flow.recipe.target.record, flow.recipe.target_paths(), rules, asks, ahead)
 
 
 def create_tells(flow: Flow, work: Work) -> bool:
@@ -368,9 +397,9 @@ def create_tells(flow: Flow, work: Work) -> bool:
     return known is not None and known.unique and same_value(field.value, work.key)
 
 
-def match(flow: Flow, works: list[Work]) -> None:
+def match(flow: Flow, works: list[Work], ahead: Callable[[], Ahead] = dict) -> None:
     """Ask the block's rules for the targets of records without a link."""
-    answers = find_targets(flow, works, flow.recipe.block.match)
+    answers = find_targets(flow, works, flow.recipe.block.match, ahead())
     for work, answer in zip(works, answers, strict=True):
         if isinstance(answer, SyncError):
             work.error = answer

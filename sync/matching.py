@@ -4,6 +4,7 @@ Every returned row is verified here against the values asked for. An empty value
 takes a record that already carries something in the first rule's field, nor one that is linked.
 """
 
+import contextlib
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,9 @@ from sync.mapping import Mapped
 from sync.recipe import MatchRule
 
 _SIDE_BY_SIDE = {lane: SideBySide() for lane in Lane}  # runs that wait for a slow system hold up no event
+
+Ahead = Mapping[tuple[str, ...], Sequence[Row]]
+"""Rows that were fetched before the rules are asked, by the fields of the rule that will ask for them."""
 
 Owner = Callable[[str], str]
 """Returns where a person finds the other source record that a target record belongs to; "" when it is free, or ours."""
@@ -39,6 +43,7 @@ def find_matches(
     paths: Paths,
     rules: Sequence[MatchRule],
     asks: Sequence[tuple[Mapped, Owner]],
+    ahead: Ahead | None = None,
 ) -> list[Match | SyncError | None]:
     """Find each ask's record; one answer each: the match, None for none, or the error that ends the search.
 
@@ -55,7 +60,7 @@ def find_matches(
             for index, (mapped, _) in enumerate(asks)
             if index not in answers and (values := _values(rule, mapped))
         }
-        return look_up(target, record, paths, rule, keys)
+        return look_up(target, record, paths, rule, keys, (ahead or {}).get(rule.fields))
 
     together = _SIDE_BY_SIDE[attempt.current().lane]
     found = together.map(look, asked) if len(asks) > 1 else map(look, asked)
@@ -67,6 +72,25 @@ def find_matches(
             if answer is not None:
                 answers[index] = answer
     return [answers.get(index) for index in range(len(asks))]
+
+
+def fetch_ahead(
+    target: Target, record: str, paths: Paths, rules: Sequence[MatchRule], records: Sequence[Mapped]
+) -> Ahead:
+    """Fetch the rows for which some rules will ask on behalf of records.
+
+    A rule that the vendor refuses is left out: asked again, it says of whom. Raises RemoteError when the system cannot be
+    asked at all.
+    """
+
+    def fetch(rule: MatchRule) -> list[Row] | None:
+        keys = list(dict.fromkeys(key for mapped in records for key in _values(rule, mapped)))
+        with contextlib.suppress(RejectedError):
+            return target.fetch_rows(record, paths, rule.fields, keys) if keys else []
+        return None
+
+    found = _SIDE_BY_SIDE[attempt.current().lane].map(fetch, rules)
+    return {rule.fields: rows for rule, rows in zip(rules, found, strict=True) if rows is not None}
 
 
 def find_among(
@@ -115,9 +139,14 @@ def _values(rule: MatchRule, mapped: Mapped) -> list[Key]:
 
 
 def look_up(
-    target: Target, record: str, paths: Paths, rule: MatchRule, keys: Mapping[int, Sequence[Key]]
+    target: Target,
+    record: str,
+    paths: Paths,
+    rule: MatchRule,
+    keys: Mapping[int, Sequence[Key]],
+    ahead: Sequence[Row] | None = None,
 ) -> tuple[dict[int, list[Row]], dict[int, SyncError]]:
-    """Ask one rule for everybody: the rows that meet it, by asker, and who was refused.
+    """Ask one rule for everybody: the rows that meet it, by asker, and who was refused. Rows may be there already.
 
     When the vendor refuses the lot, each half is asked alone, so that one bad value stays alone for a few calls.
     """
@@ -125,9 +154,8 @@ def look_up(
     if not keys:
         return hits, {}
     try:
-        rows = target.fetch_rows(
-            record, paths, rule.fields, list(dict.fromkeys(k for each in keys.values() for k in each))
-        )
+        wanted = list(dict.fromkeys(k for each in keys.values() for k in each))
+        rows = target.fetch_rows(record, paths, rule.fields, wanted) if ahead is None else ahead
     except RejectedError as exc:
         if len(keys) == 1:
             return hits, dict.fromkeys(keys, exc)

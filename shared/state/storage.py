@@ -10,9 +10,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import requests
@@ -272,10 +273,14 @@ class SideBySide:
         """Call once per item and return the answers in order; after all have ended, raise the first error."""
         if len(items) <= 1:
             return [call(item) for item in items]
-        with self._lock:
-            pool = self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="storage")
-        futures = [pool.submit(contextvars.copy_context().run, call, item) for item in items]
+        futures = [self.start(partial(call, item)) for item in items]
         errors = [future.exception() for future in futures]
         if error := next((each for each in errors if each is not None), None):
             raise error
         return [future.result() for future in futures]
+
+    def start(self, call: Callable[[], B]) -> Future[B]:
+        """Begin one call; whoever does waits for its end."""
+        with self._lock:
+            pool = self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="storage")
+        return pool.submit(contextvars.copy_context().run, call)

@@ -1,15 +1,19 @@
 """One record's trouble stays its own, however it was worked: with a page, with events that wait together, inside another."""
 
+import threading
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from sandbox import dynamics365_render
+from shared.clients.servicenow import ServiceNow
 from shared.state.rows import Outcome, RunState
 from sync import events, items
 from tests.flows.contacts import ContactWorld
 from tests.flows.world import YESTERDAY, Killed, World
+
+WAIT_S = 60.0  # longer than any machine stalls
 
 
 def test_event_that_kills_its_workers_takes_nobody_along(
@@ -41,10 +45,10 @@ def test_record_that_no_step_can_take_fails_alone(world: World, monkeypatch: pyt
     cases = [world.add_case(f"Case {number}") for number in range(3)]
     find_matches = items.find_matches
 
-    def stumble(target: Any, record: str, paths: Any, rules: Any, asks: Any) -> Any:
+    def stumble(target: Any, record: str, paths: Any, rules: Any, asks: Any, ahead: Any) -> Any:
         if any(mapped.key == cases[1] for mapped, _ in asks):
             raise KeyError("a bug of ours")
-        return find_matches(target, record, paths, rules, asks)
+        return find_matches(target, record, paths, rules, asks, ahead)
 
     monkeypatch.setattr(items, "find_matches", stumble)
 
@@ -137,3 +141,29 @@ def test_target_with_an_unreadable_time_fails_its_record_alone(world: World) -> 
     assert (results[cases[0]].outcome, results[cases[0]].reason) == (Outcome.FAILED, "unreadable_answer")
     assert results[cases[1]].outcome is Outcome.UPDATED
     assert world.incident_of(cases[0])["short_description"] == incidents[0]["short_description"]
+
+
+def test_rules_are_asked_while_references_are_looked_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's incidents are looked for beside its callers, each once."""
+    for number in range(3):
+        world.add_servicenow_user(f"ann{number}@customer.example")
+        world.add_case(f"Case {number}", contact=world.add_contact(f"ann{number}@customer.example"))
+    asked: list[tuple[str, ...]] = []
+    all_rules_asked = threading.Event()
+    fetch_rows = ServiceNow.fetch_rows
+
+    def fetch(self: ServiceNow, record: str, paths: Any, by: Any, values: Any) -> Any:
+        if record == "sys_user":
+            assert all_rules_asked.wait(WAIT_S)
+        elif record == "incident":
+            asked.append(tuple(by))
+            if len(asked) == 3:
+                all_rules_asked.set()
+        return fetch_rows(self, record, paths, by, values)
+
+    monkeypatch.setattr(ServiceNow, "fetch_rows", fetch)
+
+    run = world.sync()
+
+    assert [result.outcome for result in world.results(run).values()] == [Outcome.CREATED] * 3
+    assert sorted(asked) == [("correlation_id",), ("number",), ("short_description",)]
