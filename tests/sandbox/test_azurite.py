@@ -1,15 +1,17 @@
 """The storage emulator as our child."""
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
-from azure.data.tables import TableServiceClient
+from azure.data.tables import TableClient, TableServiceClient
 from azure.storage.queue import QueueClient
 
 import sandbox.azurite
@@ -63,21 +65,27 @@ def test_restart_keeps_data_in_a_folder(tmp_path: Path) -> None:
     with (
         Azurite(tmp_path) as azurite,
         QueueClient.from_connection_string(azurite.connection_string, "queue") as queue,
+        TableClient.from_connection_string(azurite.connection_string, "rows") as table,
     ):
         queue.create_queue()
         queue.send_message("kept")
+        table.create_table()
+        table.create_entity({"PartitionKey": "p", "RowKey": "kept"})
         before = azurite.connection_string
 
         azurite.restart()
 
         assert azurite.connection_string == before
         assert [message.content for message in queue.peek_messages()] == ["kept"]
+        assert [row["RowKey"] for row in table.list_entities()] == ["kept"]
     with (
         Azurite(tmp_path) as later,
         QueueClient.from_connection_string(later.connection_string, "queue") as queue,
+        TableClient.from_connection_string(later.connection_string, "rows") as table,
     ):
         assert later.account == azurite.account
         assert [message.content for message in queue.peek_messages()] == ["kept"]
+        assert [row["RowKey"] for row in table.list_entities()] == ["kept"]
 
 
 def test_taken_port_is_named() -> None:
@@ -85,6 +93,40 @@ def test_taken_port_is_named() -> None:
     blob, queue, table = free_ports(3)
     with socket.create_server((LOOPBACK, queue)), pytest.raises(AzuriteError, match=f"port {queue} is in use"):
         Azurite(ports=(blob, queue, table)).start()
+
+
+@pytest.mark.parametrize("service", range(3), ids=sandbox.azurite.SERVICES)
+def test_port_that_is_taken_after_the_look_is_an_error(service: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers there instead, a start without all three services is none."""
+    ports = free_ports(3)
+    with socket.create_server((LOOPBACK, ports[service])):
+        monkeypatch.setattr(sandbox.azurite, "port_is_free", lambda _: True)
+        azurite = Azurite(ports=(ports[0], ports[1], ports[2]))
+
+        with pytest.raises(AzuriteError, match=f"in use {LOOPBACK}:{ports[service]}"):
+            azurite.start()
+
+    assert azurite.pids == []
+
+
+def test_start_that_fails_half_way_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends a start, the services that were started before it end too."""
+    started: list[subprocess.Popen[bytes]] = []
+    start_process = subprocess.Popen
+
+    def refuse_the_third(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if len(started) == 2:
+            raise OSError(errno.EAGAIN, "no more processes")
+        started.append(start_process(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", refuse_the_third)
+    azurite = Azurite()
+    with pytest.raises(OSError, match="no more processes"):
+        azurite.start()
+
+    assert [process.poll() for process in started] == [-signal.SIGKILL] * 2
+    assert azurite.pids == []
 
 
 def test_missing_packages_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

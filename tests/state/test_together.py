@@ -1,6 +1,8 @@
 """Webhook events that wait for a busy storage go together, and each caller learns what became of its own."""
 
+import itertools
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -28,14 +30,14 @@ def build_event(name: str) -> EventMessage:
 class Busy:
     """A queue whose first send ends only when a test says so."""
 
-    def __init__(self, apart_s: float = APART_S) -> None:
+    def __init__(self, apart_s: float = APART_S, now_s: Callable[[], float] = time.monotonic) -> None:
         self.sent: list[list[str]] = []  # the events of each message that arrived
         self.first_came, self.first_may_end = threading.Event(), threading.Event()
         self.refuses: Callable[[list[str]], bool] = lambda _: False
         self.answers: dict[str, str] = {}
         self.granted_s: list[float] = []
         self.threads: list[threading.Thread] = []
-        self.together = SentTogether(self._send, apart_s)
+        self.together = SentTogether(self._send, apart_s, now_s)
 
     def _send(self, message: EventMessage, timeout_s: float) -> None:
         self.granted_s.append(timeout_s)
@@ -113,6 +115,19 @@ def test_events_that_follow_each_other_shortly_go_as_one_message() -> None:
 
     assert list(map(len, busy.sent)) == [1, MOST_EVENTS]
     assert set(busy.answers.values()) == {"in the queue"}
+
+
+@pytest.mark.parametrize("looks", [2.5, 3.5, 4.5, 5.5, 6.5, 7.5])
+def test_moment_of_a_send_is_missed_by_nobody(looks: float) -> None:
+    """Between two looks at the clock the next send may begin: who found it too early must not wait for a call to wake it."""
+    busy = Busy(now_s=itertools.count(0.0, APART_S / looks).__next__)
+    busy.first_may_end.set()
+    busy.together.send(build_event("first"), 500, WAIT_S)
+
+    busy.call("second", timeout_s=WAIT_S / 10)
+    busy.threads[0].join(WAIT_S / 60)
+
+    assert busy.sent == [["first"], ["second"]]
 
 
 @pytest.mark.parametrize(
