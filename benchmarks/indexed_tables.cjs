@@ -1,5 +1,5 @@
 "use strict";
-/* Preloaded into Azurite's table service: gives its tables an index by key, as Azure's have.
+/* Preloaded into Azurite: gives the tables of its table service an index by key, as Azure's have.
  *
  * Azurite keeps a table in a LokiJS collection with a sorted index of its partitions and one of its row keys. It looks for a
  * row among all rows of the partition, and moves all later places of both indexes when a row is replaced. What a row costs so

@@ -54,8 +54,9 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     each(works, lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
     pending = [work for work in works if work.open and needs_vendor(work)]
-    with _fetching_ahead(flow, run, pending) as ahead:
-        resolve_references(flow, run, pending, create=create_references and not run.preview)
+    create = create_references and not run.preview
+    with _fetching_ahead(flow, run, [] if create else pending) as ahead:
+        resolve_references(flow, run, pending, create=create)
         look_targets_up(flow, run, pending, ahead)
     each([work for work in pending if not work.missing], lambda work: decide_work(flow, run, work))
     _settle_together(flow, run, works)
@@ -67,6 +68,11 @@ def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     for work in waiting:
         work.missing = set()
     resolve_references(flow, run, waiting, create=True)
+    if waiting and flow.recipe.target.record in flow.found_records():  # what was made may be a neighbour's own record
+        unmatched = [work for work in works if work.open and work.matched and work.target is None]
+        for work in unmatched:
+            work.matched = False
+        waiting += unmatched
     look_targets_up(flow, run, waiting)
     each(waiting, lambda work: decide_work(flow, run, work))
     _settle_together(flow, run, waiting)
@@ -290,8 +296,9 @@ def _take_answers(run: RunRow, name: str, answered: Sequence[tuple[Work, Referen
 def _fetching_ahead(flow: Flow, run: RunRow, works: Sequence[Work]) -> Iterator[Callable[[], Ahead]]:
     """Have fetched beside the references what the rules will ask for, and return what waits for it.
 
-    Not beside references that are kept in step themselves. A rule with a field that is a reference is asked when that is
-    known, and a record that a missing reference holds back is asked for again when it may go on.
+    Only beside references that are but looked up: one that is made may be a neighbour's own record. A rule with a field
+    that is a reference is asked when that is known, and a record that a missing reference holds back is asked for again
+    when it may go on.
     """
     finds = {name: rule.find for name, rule in flow.recipe.block.fields.items() if rule.find is not None}
     rules = [rule for rule in flow.recipe.block.match if not rule.link and not finds.keys() & set(rule.fields)]

@@ -8,8 +8,8 @@ import pytest
 
 from sandbox import dynamics365_render
 from shared.clients.servicenow import ServiceNow
-from shared.state.rows import Outcome, RunState
-from sync import events, items
+from shared.state.rows import ItemModel, Outcome, RunState
+from sync import bulk, events, items
 from tests.flows.contacts import ContactWorld
 from tests.flows.world import YESTERDAY, Killed, World
 
@@ -167,3 +167,45 @@ def test_rules_are_asked_while_references_are_looked_up(world: World, monkeypatc
 
     assert [result.outcome for result in world.results(run).values()] == [Outcome.CREATED] * 3
     assert sorted(asked) == [("correlation_id",), ("number",), ("short_description",)]
+
+
+PARENT = """  parent_incident:
+    from: masterid
+    find:
+      record: incident
+      match: [number]
+      write: create
+      fields:
+        number: {from: ticketnumber}
+        short_description: {from: title}
+
+  correlation_display:"""
+
+
+def test_record_that_a_page_made_as_a_reference_is_not_made_again(world: World) -> None:
+    """A case whose incident was just made as another's parent takes that one, although it was not there before."""
+    world.change_recipe("  correlation_display:", PARENT)
+    parent = world.add_case("Parent")
+    child = world.add_case("Child", masterid=parent)
+
+    run = world.sync()
+
+    results = world.results(run)
+    assert (results[child].outcome, results[parent].outcome) == (Outcome.CREATED, Outcome.ADOPTED)
+    assert len(world.incidents(number=world.number_of(parent))) == 1
+
+
+def test_record_that_a_neighbours_reference_made_is_not_made_again(world: World) -> None:
+    """So it is where references are made at once, as those of events."""
+    world.change_recipe("  correlation_display:", PARENT)
+    run = world.sync()
+    parent = world.add_case("Parent")
+    child = world.add_case("Child", masterid=parent)
+    works = items.works_of([ItemModel(key=key) for key in (child, parent)], page=0, owner="test")
+    flow = world.app.flow(world.recipe)
+
+    items.prepare(flow, run, works, create_references=True)
+    bulk.finish(flow, run, works)
+
+    assert [work.outcome for work in works] == [Outcome.CREATED, Outcome.ADOPTED]
+    assert len(world.incidents(number=world.number_of(parent))) == 1
