@@ -54,7 +54,7 @@ def _small_cap(latency_ms: float) -> Target:
 def all_lines() -> list[Line]:
     """Return every line: lanes, latencies, workers, the small cap, and records that have changed or not."""
     lines = [
-        Line(_setup("bulk", latency_ms, workers), (_ratio(bound), CPU, MEMORY, *BULK_CALLS), repeats=5 if latency_ms else 3)
+        Line(_setup("bulk", latency_ms, workers), (_ratio(bound), CPU, MEMORY, *BULK_CALLS), repeats=5)
         for latency_ms, (workers, bound) in RATIOS.items()
     ]
     return [
