@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,14 +47,16 @@ from sandbox.mailbox import Mailbox
 from sandbox.processes import stop_process
 from sandbox.simulator import serve_in_thread
 from shared.connections import Dynamics365Connection
-from shared.state.rows import CursorRow
+from shared.state.rows import CursorRow, LinkRow
 from shared.state.storage import connect_tables
 from shared.state.tables import Tables
+from sync.flow import pair_name
 
 LANES = {"single": "page_size", "bulk": "bulk_page_size"}
 ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "completed_with_failures")
 PAGE_SIZES = {lane: Dynamics365Connection.model_fields[name].default for lane, name in LANES.items()}
 LOOK_S = 2.0  # between our looks at a run: each costs two storage operations, which are counted
+OTHER_LINKS = 10_000
 INDEXED = Path(__file__).parent / "indexed_tables.cjs"
 CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 ACCESS = re.compile(r'"(\w+) /\w+/([\w$-]+)?(/messages|\()?')
@@ -66,7 +69,7 @@ class Setup:
     cases: int
     latency_ms: float
     workers: int
-    mode: str  # new, changed, unchanged
+    mode: str  # new (in a recipe's first run), later (new in a later one), changed, unchanged
     lane: str  # single, bulk
     cap: int
     page_size: int  # cases per page of Dynamics 365
@@ -168,6 +171,8 @@ class Bench:
                 cold_s = _warm_up(host, stub)
                 if setup.mode == "new":
                     _forget_first_run(storage)
+                elif setup.mode == "later":
+                    _link_others(storage)
                 else:
                     _run(host, setup.cases)
                 if setup.mode == "changed":
@@ -213,6 +218,21 @@ def _forget_first_run(storage: Azurite) -> None:
         tables = Tables(service)
         for row in list(tables.scan(CursorRow)):
             tables.delete(row)
+
+
+def _link_others(storage: Azurite) -> None:
+    """Store links of other cases, as many as make a page's own stand far from each other."""
+    side, target = "dynamics365.incident", "servicenow.incident"
+    links = [
+        LinkRow(pair=pair_name(side, target), side=side, key=str(uuid.uuid4()), other_key=uuid.uuid4().hex)
+        for _ in range(OTHER_LINKS)
+    ]
+    shards: dict[str, list[LinkRow]] = {}
+    for link in links:
+        shards.setdefault(link.partition_key, []).append(link)
+    with connect_tables(storage.connection_string) as service:
+        for rows in shards.values():
+            Tables(service).transact([("insert", row) for row in rows])
 
 
 def _run(host: Host, cases: int) -> Json:
@@ -342,7 +362,7 @@ def main() -> int:
     add("--cases", default="2000")
     add("--latency-ms", default="100")
     add("--workers", default="1")
-    add("--mode", default="new", help="new, changed, unchanged")
+    add("--mode", default="new", help="new, later, changed, unchanged")
     add("--lane", default="single", help="single, bulk")
     add("--cap", default="52", help="calls to ServiceNow at the same time")
     add("--page-size", default="0", help="cases per page; 0: the lane's default")

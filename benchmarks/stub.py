@@ -273,7 +273,7 @@ def _make_case(template: Json, number: int, users: Mapping[str, Json]) -> Json:
     case = json.loads(json.dumps(template))
     modified = datetime.now(UTC) - timedelta(days=1) + timedelta(milliseconds=20 * number)
     case |= {
-        "incidentid": str(uuid.UUID(int=(0x5B << 120) + number)),
+        "incidentid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"case {number}")),
         "ticketnumber": f"CAS-{number:07d}-B3N7",
         "title": f"The pump of line {number} stops",
         "description": "It stops after a minute and says <b>E42</b>. " * 5,
