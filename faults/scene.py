@@ -46,6 +46,7 @@ from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 from sync import ticks
 from sync.app import App, build_app
+from sync.outcomes import Results
 from tests.clients.connections import Permits
 from tests.flows.contacts import ORIGIN, WEBHOOK_KEY
 from tests.flows.world import NOW, Facts, Killed, NoMemory, NotingQueues, Pump, Stage, usual_settings
@@ -217,6 +218,7 @@ class Scene:
             system=systems.__getitem__,
             now=self.clock.now,
             runs=NoMemory(),
+            results=Results(tables),
             send_mail=lambda email: self._send_mail(app, email),
         )
 

@@ -21,6 +21,7 @@ from shared.state.queues import Queues
 from shared.state.rows import RunRow, newest_first, recipe_of
 from shared.state.tables import Tables
 from sync.flow import Flow, Limits
+from sync.outcomes import Results
 from sync.owners import writers_of
 from sync.recipe import Recipe, RecordRef
 from sync.recipe_faults import RecipeError
@@ -47,6 +48,7 @@ class App:
     send_mail: Callable[[Email], Delivery]
     now: Callable[[], datetime]  # aware UTC
     runs: "RunMemory"
+    results: Results
 
     def recipe(self, name: str) -> Recipe:
         """Return a recipe. Raises MappingError `unknown_recipe` that lists what there is."""
@@ -206,6 +208,7 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
         send_mail=services.send_mail,
         now=services.tables.now,  # workers compare times with each other: their own clocks may differ
         runs=RunMemory(),
+        results=Results(services.tables),
     )
 
 

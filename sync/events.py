@@ -222,7 +222,7 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
         app.change_run(run.run_id, **runs.GOES_ON)
     results = [outcomes.result_of(flow, run, work) for work in works if work.outcome is not None]
     runs.keep_open(app, run, results, runs.open_rows(app, run))
-    store_results(flow, results)
+    store_results(app.tables, results)
 
 
 def _was_answered(flow: Flow, run: RunRow, work: Work) -> bool:

@@ -4,10 +4,12 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
-from shared.errors import AmbiguousWriteError, RateLimitedError, SyncError, TransientError
+from shared.errors import AmbiguousWriteError, RateLimitedError, StateError, SyncError, TransientError
 from shared.state.rows import Outcome, ResultRow, RunRow
-from shared.state.tables import RowChangedError, RowExistsError
+from shared.state.tables import RowChangedError, RowExistsError, Tables
+from shared.state.together import Together
 from sync import links
 from sync.flow import Flow
 from sync.work import Work
@@ -17,6 +19,9 @@ LOG = logging.getLogger(__name__)
 OUTAGE_STATUSES = frozenset({0, 429, 502, 503, 504})  # nobody answered for the vendor: waiting, not a failed attempt
 FIRST_DELAY_S = 5.0
 LONGEST_DELAY_S = 600.0
+APART_S = 0.1  # from one transaction of single messages' results to the next
+MOST_TOGETHER = 100  # of a transaction
+STORE_S = 60.0  # after which a result is stored alone: longer than the SDK tries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,34 +145,61 @@ def tally(counts: Counter[str], result: ResultRow) -> None:
         counts[f"skipped:{result.reason}"] += 1
 
 
-def store_results(flow: Flow, results: Sequence[ResultRow]) -> None:
+def store_results(tables: Tables, results: Sequence[ResultRow]) -> None:
     """Insert results, together where there are several; one that is there stays, unless it was only held."""
     partitions: dict[str, list[ResultRow]] = {}
     for result in results:
         partitions.setdefault(result.partition_key, []).append(result)
     for rows in partitions.values():
-        _store_together(flow, rows)
+        _store_together(tables, rows)
 
 
-def _store_together(flow: Flow, results: Sequence[ResultRow]) -> None:
+def _store_together(tables: Tables, results: Sequence[ResultRow]) -> None:
     if len(results) > 1:
         try:
-            flow.tables.transact([("insert", result) for result in results])
+            tables.transact([("insert", result) for result in results])
         except RowExistsError:
             LOG.info("some of these results are there already")
         else:
             return
     for result in results:
-        _store_one(flow, result)
+        _store_one(tables, result)
 
 
-def _store_one(flow: Flow, result: ResultRow) -> None:
+def _store_one(tables: Tables, result: ResultRow) -> None:
     try:
-        flow.tables.insert(result)
+        tables.insert(result)
     except RowExistsError as exc:
         stored = exc.stored
         if isinstance(stored, ResultRow) and stored.outcome is Outcome.HELD and result.outcome is not Outcome.HELD:
             try:
-                flow.tables.replace(result.model_copy(update={"etag": stored.etag}))
+                tables.replace(result.model_copy(update={"etag": stored.etag}))
             except RowChangedError:
                 return  # another copy of the message has replaced it
+
+
+class Results:
+    """Where single messages store their results: those that end within a moment share a transaction.
+
+    A record costs six storage operations by itself; its result is the one that it has in a partition with its neighbours.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._together: Together[ResultRow] = Together(
+            lambda results, _: store_results(tables, results), apart_s=APART_S, most=MOST_TOGETHER
+        )
+
+    def coming(self) -> AbstractContextManager[None]:
+        """Announce a message that is going to have a result: one that is alone waits for nobody."""
+        return self._together.coming()
+
+    def store(self, results: Sequence[ResultRow]) -> None:
+        """Store a message's results, one of them together with those of other messages. Raises StateError."""
+        if len(results) != 1:
+            store_results(self._tables, results)
+            return
+        try:
+            self._together.send(results[0], STORE_S)
+        except StateError:  # of all that went together: one of them must not spoil the others
+            store_results(self._tables, results)

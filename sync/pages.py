@@ -265,7 +265,7 @@ def _fan_out(
             results.append(outcomes.result_of(flow, run, work))
         else:
             sending.append(work)
-    outcomes.store_results(flow, results)
+    outcomes.store_results(app.tables, results)
     if relay is not None:
         sending = _work_here(app, flow, run, page, sending, owner, relay)
     app.queues.send_many([_message_for(app, flow, run, page, work) for work in sending])
@@ -343,8 +343,12 @@ def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner
 def work_items(app: App, message: ItemsMessage, message_id: str, dequeue_count: int) -> None:
     """Work the records of a message: each ends with its result, or is sent again alone."""
     run = app.known_run(message.run_id)
-    if run is None or run.state.ended:
-        return
+    if run is not None and not run.state.ended:
+        with app.results.coming():
+            _work_items(app, run, message, message_id, dequeue_count)
+
+
+def _work_items(app: App, run: RunRow, message: ItemsMessage, message_id: str, dequeue_count: int) -> None:
     flow = app.flow(run.recipe)
     works = items.works_of(message.items, page=message.page, owner=message.first_id or message_id)
     for work in works:
@@ -378,7 +382,7 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
             results.append(outcomes.result_of(flow, run, work))
     if outage is not None:
         runs.note_outage(app, run.run_id, outage)
-    outcomes.store_results(flow, results)
+    app.results.store(results)
 
 
 def _waiting_item(work: Work, later: Again) -> ItemModel:

@@ -72,7 +72,7 @@ def _bury_items(app: App, body: str) -> None:
             )
             for item in message.items
         ]
-        outcomes.store_results(app.flow(run.recipe), results)
+        outcomes.store_results(app.tables, results)
     _count(app, message.QUEUE, run, len(message.items), reason)
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import xml.sax.saxutils
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from shared.errors import ConfigError, MappingError, StateError
 from shared.state.rows import EventMessage, ItemModel, ItemsMessage, Message
 from shared.state.storage import Operations, SideBySide, code_of, state_error, status_of
-from shared.state.together import SentTogether, packed
+from shared.state.together import Together
 
 MAX_BODY_BYTES = 64 * 1024  # https://learn.microsoft.com/rest/api/storageservices/put-message
 FITTING_BYTES = 40 * 1024  # of an items message: records travel in it up to here, else their keys alone
@@ -36,6 +36,9 @@ FOR_EVER = -1
 MAX_PROBLEM_CHARS = 1_000
 MOST_TAKEN = 32  # by one call
 POISON = "-poison"
+MOST_EVENTS = 100  # of a message
+MOST_EVENTS_BYTES = 48 * 1024  # of a message of several
+EVENTS_APART_S = 0.03  # from one message's begin to the next: each is a send, a share of a receipt and a deletion
 CONNECT_SHARE = 0.4  # of a bounded send's time; the rest is for the answer
 
 LOG = logging.getLogger(__name__)
@@ -70,7 +73,9 @@ class Queues:
         self._prefix = prefix
         self._clients: dict[str, QueueClient] = {}
         self._side_by_side = side_by_side or SideBySide()
-        self._together = SentTogether(lambda message, timeout_s: self.send(message, timeout_s=timeout_s))
+        self._together = Together(
+            self._send_as_one, apart_s=EVENTS_APART_S, most=MOST_EVENTS, most_bytes=MOST_EVENTS_BYTES
+        )
         self.operations = Operations()
 
     def send(self, message: Message, delay_s: float = 0, *, timeout_s: float | None = None) -> None:
@@ -91,7 +96,10 @@ class Queues:
 
     def send_event(self, event: EventMessage, timeout_s: float) -> None:
         """Send an event within a time, together with those of other threads while storage is busy. Raises StateError."""
-        self._together.send(event, sent_bytes(event.body()), timeout_s)
+        self._together.send(event, timeout_s, sent_bytes(event.body()))
+
+    def _send_as_one(self, events: Sequence[EventMessage], timeout_s: float) -> None:
+        self.send(_message_of(events), timeout_s=timeout_s)
 
     def send_events(self, events: Sequence[EventMessage], delay_s: float) -> None:
         """Send events that wait equally long, several in a message. Raises StateError: some may be sent."""
@@ -224,6 +232,25 @@ def poison_of(queue: str) -> str:
 def sent_bytes(body: str) -> int:
     """Return how many bytes a text has as it is sent: inside XML."""
     return len(xml.sax.saxutils.escape(body).encode())
+
+
+def packed(events: Sequence[tuple[EventMessage, int]]) -> Iterator[EventMessage]:
+    """Yield events, each with its size in bytes, as few messages of several."""
+    piece: list[EventMessage] = []
+    piece_bytes = 0
+    for event, size in events:
+        if piece and (len(piece) == MOST_EVENTS or piece_bytes + size > MOST_EVENTS_BYTES):
+            yield _message_of(piece)
+            piece, piece_bytes = [], 0
+        piece.append(event)
+        piece_bytes += size
+    if piece:
+        yield _message_of(piece)
+
+
+def _message_of(events: Sequence[EventMessage]) -> EventMessage:
+    first, *others = events
+    return first.model_copy(update={"others": others})
 
 
 def fit(message: ItemsMessage) -> ItemsMessage:

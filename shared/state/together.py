@@ -1,84 +1,84 @@
-"""Group commit of webhook events: those that come while a send is under way, or shortly after it began, go as one message.
+"""Group commit: what threads have for storage while a send is under way, or shortly after it began, goes as one send.
 
-A caller is answered when the message that holds its event is in the queue. When idle an event goes at once and alone; the
-more come and the longer a send takes, the more share a message, so a busy storage is asked less and not more: each message is
-a send, a share of a receipt and a deletion. Only a message that is full does not wait: callers never come faster than they
-are answered because a single send takes long.
+A caller is answered when the send that holds its part has ended. When idle a part goes at once and alone; the more come and
+the longer a send takes, the more share one, so a busy storage is asked less and not more. Only what is full does not wait:
+callers never come faster than they are answered because a single send takes long.
 """
 
+import contextlib
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 from shared.errors import StateError, SyncError
-from shared.state.rows import EventMessage
 
-MOST_EVENTS = 100  # of a message
-MOST_BYTES = 48 * 1024  # of a message of several
-APART_S = 0.03  # from one send's begin to the next
-
-
-def packed(events: Sequence[tuple[EventMessage, int]]) -> Iterator[EventMessage]:
-    """Yield events, each with its size in bytes, as few messages of several."""
-    piece: list[EventMessage] = []
-    piece_bytes = 0
-    for event, size in events:
-        if piece and (len(piece) == MOST_EVENTS or piece_bytes + size > MOST_BYTES):
-            yield _message_of(piece)
-            piece, piece_bytes = [], 0
-        piece.append(event)
-        piece_bytes += size
-    if piece:
-        yield _message_of(piece)
-
-
-def _message_of(events: Sequence[EventMessage]) -> EventMessage:
-    first, *others = events
-    return first.model_copy(update={"others": others})
+P = TypeVar("P")
 
 
 @dataclasses.dataclass(eq=False)
-class _Waiting:
-    """An event whose caller waits."""
+class _Waiting(Generic[P]):
+    """A part whose caller waits."""
 
-    event: EventMessage
+    part: P
     size: int
     ends_at_s: float  # when its caller gives up
     ended: bool = False
     error: SyncError | None = None
 
 
-class SentTogether:
-    """Sends events of many threads; `send(message, timeout_s)` sends a message."""
+class Together(Generic[P]):
+    """Sends parts of many threads; `send(parts, timeout_s)` sends some of them, all or none.
+
+    From one send's begin to the next pass `apart_s` seconds, unless `most` parts or `most_bytes` wait.
+    """
 
     def __init__(
         self,
-        send: Callable[[EventMessage, float], None],
-        apart_s: float = APART_S,
+        send: Callable[[Sequence[P], float], None],
+        *,
+        apart_s: float,
+        most: int,
+        most_bytes: float = math.inf,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send, self._now_s, self._under_way = send, now_s, 0
+        self._most, self._most_bytes = most, most_bytes
         self._apart_s, self._next_at_s = apart_s, 0.0
         self._changed = threading.Condition()
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Waiting[P]] = []
+        self._coming = 0
 
     def waiting(self) -> int:
-        """Return how many events wait for a send to begin."""
+        """Return how many parts wait for a send to begin."""
         with self._changed:
             return len(self._waiting)
 
-    def send(self, event: EventMessage, size: int, timeout_s: float) -> None:
-        """Return when the event is in the queue. Raises StateError when it is not, or not in time.
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """Announce a caller: when all who are announced wait, there is nobody to wait for."""
+        with self._changed:
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming -= 1
+                self._changed.notify_all()
+
+    def send(self, part: P, timeout_s: float, size: int = 0) -> None:
+        """Return when the part is stored. Raises StateError when it is not, or not in time.
 
         When a send may begin, the caller with the most time left sends, and takes along those that have waited longest: they
         are answered within their own time, and a send has time enough.
         """
-        own = _Waiting(event, size, self._now_s() + timeout_s)
-        together: list[_Waiting] = []
+        own = _Waiting(part, size, self._now_s() + timeout_s)
+        together: list[_Waiting[P]] = []
         with self._changed:
             self._waiting.append(own)
-            if self._is_full():
+            if self._is_full() or self._coming:
                 self._changed.notify_all()
             self._await_turn(own)
             if own not in self._waiting:  # another caller has taken it along
@@ -94,7 +94,7 @@ class SentTogether:
         if own.error is not None:
             raise own.error
 
-    def _await_turn(self, own: _Waiting) -> None:
+    def _await_turn(self, own: _Waiting[P]) -> None:
         while own in self._waiting:
             now_s = self._now_s()  # one look for all: a send that may begin between two would be begun by nobody
             if self._is_next(own, now_s) or now_s >= own.ends_at_s:
@@ -102,30 +102,31 @@ class SentTogether:
             too_early = not self._under_way and now_s < self._next_at_s
             self._changed.wait(min(own.ends_at_s, self._next_at_s if too_early else own.ends_at_s) - now_s)
 
-    def _is_next(self, own: _Waiting, now_s: float) -> bool:
-        may_send = self._is_full() or (not self._under_way and now_s >= self._next_at_s)
+    def _is_next(self, own: _Waiting[P], now_s: float) -> bool:
+        all_here = 0 < self._coming <= len(self._waiting)
+        may_send = self._is_full() or (not self._under_way and (all_here or now_s >= self._next_at_s))
         return may_send and own is max(self._waiting, key=lambda each: each.ends_at_s)
 
     def _is_full(self) -> bool:
-        return len(self._waiting) >= MOST_EVENTS or sum(each.size for each in self._waiting) >= MOST_BYTES
+        return len(self._waiting) >= self._most or sum(each.size for each in self._waiting) >= self._most_bytes
 
-    def _take(self, own: _Waiting) -> list[_Waiting]:
+    def _take(self, own: _Waiting[P]) -> list[_Waiting[P]]:
         self._under_way += 1
         self._next_at_s = self._now_s() + self._apart_s
         together, size = [own], own.size
         for each in self._waiting:
-            if len(together) == MOST_EVENTS:
+            if len(together) == self._most:
                 break
-            if each is not own and size + each.size <= MOST_BYTES:
+            if each is not own and size + each.size <= self._most_bytes:
                 together.append(each)
                 size += each.size
         self._waiting = [each for each in self._waiting if each not in together]
         return together
 
-    def _send_all(self, together: list[_Waiting], timeout_s: float) -> None:
+    def _send_all(self, together: list[_Waiting[P]], timeout_s: float) -> None:
         error: SyncError | None = StateError("The send was given up")
         try:
-            self._send(_message_of([each.event for each in together]), timeout_s)
+            self._send([each.part for each in together], timeout_s)
             error = None
         except SyncError as exc:
             error = exc

@@ -48,6 +48,7 @@ from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 from sync import messages, runs, ticks
 from sync.app import RECIPES, App, RunMemory, build_app
+from sync.outcomes import Results
 from sync.windows import parse_window
 from tests.clients.connections import Permits
 
@@ -357,6 +358,7 @@ class World:
             system=self.systems.__getitem__,
             now=self.clock.now,
             runs=NoMemory(),
+            results=Results(self.tables),
         )
 
     def change_settings(self, **changes: Any) -> None:

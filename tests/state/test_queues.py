@@ -9,7 +9,18 @@ from azure.core.exceptions import ServiceResponseError, ServiceResponseTimeoutEr
 from azure.core.pipeline.transport import RequestsTransport
 
 from shared.errors import MappingError, StateError
-from shared.state.queues import MAX_BODY_BYTES, Queues, again, fit, parse, poison_of, sent_bytes
+from shared.state.queues import (
+    MAX_BODY_BYTES,
+    MOST_EVENTS,
+    MOST_EVENTS_BYTES,
+    Queues,
+    again,
+    fit,
+    packed,
+    parse,
+    poison_of,
+    sent_bytes,
+)
 from shared.state.rows import (
     MESSAGES,
     EventMessage,
@@ -219,6 +230,19 @@ class Hanging(RequestsTransport):
     def send(self, request, **options):
         self.granted_s.append(options["connection_timeout"] + options["read_timeout"])
         raise ServiceResponseTimeoutError("no answer")
+
+
+def test_events_that_wait_together_fill_few_messages() -> None:
+    """None is lost on the way, and no message holds more than it may."""
+    events = [(event(f"e{number}"), 300) for number in range(MOST_EVENTS + 1)]
+    events.append((event("large"), MOST_EVENTS_BYTES))
+
+    messages = list(packed(events))
+
+    assert [1 + len(message.others) for message in messages] == [MOST_EVENTS, 1, 1]
+    assert [each.event_id for message in messages for each in (message, *message.others)] == [
+        each.event_id for each, _ in events
+    ]
 
 
 def test_bounded_send_is_tried_once_within_its_time(azurite, prefix):

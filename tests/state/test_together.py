@@ -1,69 +1,58 @@
-"""Webhook events that wait for a busy storage go together, and each caller learns what became of its own."""
+"""What waits for a busy storage goes together, and each caller learns what became of its own."""
 
 import itertools
 import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from shared.errors import StateError
-from shared.state.rows import EventMessage
-from shared.state.together import APART_S, MOST_BYTES, MOST_EVENTS, SentTogether, packed
+from shared.state.together import Together
 
 WAIT_S = 600.0  # longer than any machine stalls
-NOW = datetime(2026, 3, 10, 9, 0, tzinfo=UTC)
-
-
-def build_event(name: str) -> EventMessage:
-    return EventMessage(
-        recipe="contact_to_lead",
-        record="dynamics365.contact",
-        key=name,
-        name="Update",
-        event_id=name,
-        received_at=NOW,
-    )
+APART_S = 0.03
+MOST = 100
+MOST_BYTES = 48 * 1024
 
 
 class Busy:
-    """A queue whose first send ends only when a test says so."""
+    """A storage whose first send ends only when a test says so."""
 
     def __init__(self, apart_s: float = APART_S, now_s: Callable[[], float] = time.monotonic) -> None:
-        self.sent: list[list[str]] = []  # the events of each message that arrived
+        self.sent: list[list[str]] = []  # the parts of each send that arrived
         self.first_came, self.first_may_end = threading.Event(), threading.Event()
         self.refuses: Callable[[list[str]], bool] = lambda _: False
         self.answers: dict[str, str] = {}
         self.granted_s: list[float] = []
         self.threads: list[threading.Thread] = []
-        self.together = SentTogether(self._send, apart_s, now_s)
+        self.together = Together(self._send, apart_s=apart_s, most=MOST, most_bytes=MOST_BYTES, now_s=now_s)
 
-    def _send(self, message: EventMessage, timeout_s: float) -> None:
+    def _send(self, parts: Sequence[str], timeout_s: float) -> None:
         self.granted_s.append(timeout_s)
         if not self.first_came.is_set():
             self.first_came.set()
             assert self.first_may_end.wait(WAIT_S)
-        names = [event.event_id for event in (message, *message.others)]
+        names = list(parts)
         if self.refuses(names):
             raise StateError("refused")
         self.sent.append(names)
 
     def call(self, name: str, size: int = 300, timeout_s: float = WAIT_S) -> None:
-        """Let a caller of its own send an event."""
+        """Let a caller of its own send a part."""
         thread = threading.Thread(target=self._call, args=(name, size, timeout_s))
         thread.start()
         self.threads.append(thread)
 
     def _call(self, name: str, size: int, timeout_s: float) -> None:
         try:
-            self.together.send(build_event(name), size, timeout_s)
-            self.answers[name] = "in the queue"
+            self.together.send(name, timeout_s, size)
+            self.answers[name] = "stored"
         except StateError as exc:
             self.answers[name] = exc.message
 
     def call_while_busy(self, *names: str, size: int = 300) -> None:
-        """Let a first event be under way, and others come meanwhile."""
+        """Let a first part be under way, and others come meanwhile."""
         self.call("first")
         assert self.first_came.wait(WAIT_S)
         for number, name in enumerate(names, 1):
@@ -78,19 +67,19 @@ class Busy:
             thread.join(WAIT_S)
 
 
-def test_idle_event_goes_at_once_and_alone() -> None:
+def test_idle_part_goes_at_once_and_alone() -> None:
     """Nothing waits for company."""
     busy = Busy()
     busy.first_may_end.set()
 
     for name in "abc":
-        busy.together.send(build_event(name), 500, WAIT_S)
+        busy.together.send(name, WAIT_S)
 
     assert busy.sent == [["a"], ["b"], ["c"]]
 
 
-def test_events_that_come_during_a_send_go_as_one_message() -> None:
-    """While a send is under way the next ones gather; each caller is answered when its event is in the queue."""
+def test_parts_that_come_during_a_send_go_as_one() -> None:
+    """While a send is under way the next ones gather; each caller is answered when its part is stored."""
     busy = Busy()
     busy.call_while_busy("a", "b", "c")
     answered_before = dict(busy.answers)
@@ -99,22 +88,22 @@ def test_events_that_come_during_a_send_go_as_one_message() -> None:
 
     assert answered_before == {}
     assert [sorted(names) for names in busy.sent] == [["first"], ["a", "b", "c"]]
-    assert busy.answers == dict.fromkeys(["first", "a", "b", "c"], "in the queue")
+    assert busy.answers == dict.fromkeys(["first", "a", "b", "c"], "stored")
 
 
-def test_events_that_follow_each_other_shortly_go_as_one_message() -> None:
-    """A first event goes at once; those that come soon after it share the next message, and a full one does not wait."""
+def test_parts_that_follow_each_other_shortly_go_as_one() -> None:
+    """A first part goes at once; those that come soon after it share the next send, and a full one does not wait."""
     busy = Busy(apart_s=WAIT_S)
     busy.first_may_end.set()
     busy.call("first")
     busy.end()
 
-    for number in range(MOST_EVENTS):
+    for number in range(MOST):
         busy.call(f"e{number}")
     busy.end()
 
-    assert list(map(len, busy.sent)) == [1, MOST_EVENTS]
-    assert set(busy.answers.values()) == {"in the queue"}
+    assert list(map(len, busy.sent)) == [1, MOST]
+    assert set(busy.answers.values()) == {"stored"}
 
 
 @pytest.mark.parametrize("looks", [2.5, 3.5, 4.5, 5.5, 6.5, 7.5])
@@ -122,7 +111,7 @@ def test_moment_of_a_send_is_missed_by_nobody(looks: float) -> None:
     """Between two looks at the clock the next send may begin: who found it too early must not wait for a call to wake it."""
     busy = Busy(now_s=itertools.count(0.0, APART_S / looks).__next__)
     busy.first_may_end.set()
-    busy.together.send(build_event("first"), 500, WAIT_S)
+    busy.together.send("first", WAIT_S)
 
     busy.call("second", timeout_s=WAIT_S / 10)
     busy.threads[0].join(WAIT_S / 60)
@@ -132,7 +121,7 @@ def test_moment_of_a_send_is_missed_by_nobody(looks: float) -> None:
 
 @pytest.mark.parametrize(
     ("size", "most"),
-    [pytest.param(300, MOST_EVENTS, id="number"), pytest.param(MOST_BYTES // 4, 4, id="bytes")],
+    [pytest.param(300, MOST, id="number"), pytest.param(MOST_BYTES // 4, 4, id="bytes")],
 )
 def test_message_holds_no_more_than_it_may(size: int, most: int) -> None:
     """What is too much for one message goes with the next, and none is left out."""
@@ -149,35 +138,35 @@ def test_message_holds_no_more_than_it_may(size: int, most: int) -> None:
 def test_full_message_does_not_wait_for_the_one_under_way() -> None:
     """A send that takes long must not make callers come faster than they are answered."""
     busy = Busy()
-    busy.call_while_busy(*(f"e{number}" for number in range(MOST_EVENTS + 3)))
+    busy.call_while_busy(*(f"e{number}" for number in range(MOST + 3)))
     sent_meanwhile = list(map(len, busy.sent))
 
     busy.end()
 
-    assert sent_meanwhile == [MOST_EVENTS]
-    assert sorted(map(len, busy.sent)) == [1, 3, MOST_EVENTS]
+    assert sent_meanwhile == [MOST]
+    assert sorted(map(len, busy.sent)) == [1, 3, MOST]
 
 
 def test_refused_message_is_told_to_each_of_its_callers() -> None:
-    """None of them is acknowledged; an event that comes later is a new attempt."""
+    """None of them is acknowledged; a part that comes later is a new attempt."""
     busy = Busy()
     busy.refuses = lambda names: "a" in names
     busy.call_while_busy("a", "b")
     busy.end()
 
-    busy.together.send(build_event("later"), 500, WAIT_S)
+    busy.together.send("later", WAIT_S)
 
-    assert busy.answers == {"first": "in the queue", "a": "refused", "b": "refused"}
+    assert busy.answers == {"first": "stored", "a": "refused", "b": "refused"}
     assert busy.sent == [["first"], ["later"]]
 
 
-def test_caller_whose_time_is_over_is_told_so_and_its_event_is_not_sent() -> None:
-    """Nobody may be told 503 and have its event wait for a send all the same."""
+def test_caller_whose_time_is_over_is_told_so_and_its_part_is_not_sent() -> None:
+    """Nobody may be told of a failure and have its part wait for a send all the same."""
     busy = Busy()
     busy.call_while_busy()
 
     with pytest.raises(StateError):
-        busy.together.send(build_event("late"), 500, 0.0)
+        busy.together.send("late", 0.0)
     busy.end()
 
     assert busy.sent == [["first"]]
@@ -188,7 +177,7 @@ def test_caller_with_the_most_time_left_sends() -> None:
     busy = Busy()
     busy.call("first")
     assert busy.first_came.wait(WAIT_S)
-    for number in range(MOST_EVENTS - 1):
+    for number in range(MOST - 1):
         busy.call(f"e{number}", timeout_s=WAIT_S if number else 4 * WAIT_S)
         while busy.together.waiting() <= number:
             pass
@@ -200,7 +189,7 @@ def test_caller_with_the_most_time_left_sends() -> None:
 
 
 def test_death_of_a_send_frees_its_place_and_acknowledges_nobody() -> None:
-    """Whatever ends a send, the next event can go."""
+    """Whatever ends a send, the next part can go."""
     busy = Busy()
     busy.first_may_end.set()
 
@@ -209,21 +198,38 @@ def test_death_of_a_send_frees_its_place_and_acknowledges_nobody() -> None:
 
     busy.refuses = die
     with pytest.raises(SystemExit):
-        busy.together.send(build_event("a"), 500, WAIT_S)
+        busy.together.send("a", WAIT_S)
     busy.refuses = lambda _: False
-    busy.together.send(build_event("b"), 500, WAIT_S)
+    busy.together.send("b", WAIT_S)
 
     assert busy.sent == [["b"]]
 
 
-def test_events_that_wait_together_fill_few_messages() -> None:
-    """None is lost on the way, and no message holds more than it may."""
-    events = [(build_event(f"e{number}"), 300) for number in range(MOST_EVENTS + 1)]
-    events.append((build_event("large"), MOST_BYTES))
+def test_nobody_waits_when_all_who_are_announced_are_there() -> None:
+    """What is to be gathered is known: no time has to pass for company that does not come."""
+    busy = Busy(apart_s=WAIT_S)
+    busy.first_may_end.set()
+    busy.call("first")
+    busy.end()
+    with busy.together.coming(), busy.together.coming():
+        busy.call("a")
+        busy.call("b")
+        busy.end()
 
-    messages = list(packed(events))
+    assert list(map(sorted, busy.sent)) == [["first"], ["a", "b"]]
 
-    assert [1 + len(message.others) for message in messages] == [MOST_EVENTS, 1, 1]
-    assert [each.event_id for message in messages for each in (message, *message.others)] == [
-        event.event_id for event, _ in events
-    ]
+
+def test_announced_caller_that_has_nothing_to_send_is_waited_for_no_more() -> None:
+    """It may have failed: the others must not wait for it."""
+    busy = Busy(apart_s=WAIT_S)
+    busy.first_may_end.set()
+    busy.call("first")
+    busy.end()
+    with busy.together.coming():
+        with busy.together.coming():
+            busy.call("a")
+            while not busy.together.waiting():
+                pass
+        busy.end()
+
+    assert busy.sent == [["first"], ["a"]]
