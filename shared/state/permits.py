@@ -295,7 +295,9 @@ class SharedPermits:
                     return
             try:
                 self._exchange(leaving=leaving)
-            except SyncError as exc:
+            except Exception as exc:
+                if not isinstance(exc, SyncError):
+                    LOG.exception("the permits' exchange failed unexpectedly", extra={"connection": self.connection})
                 with self._lock:
                     self._fail(exc)
                     if not self._in_use.total():  # storage is away: the lease ends by itself
@@ -474,10 +476,15 @@ class SharedPermits:
         self._retry_s = RETRY_S[0] if moved else min(self._retry_s * 2, RETRY_S[1])
         self._serve()
 
-    def _fail(self, exc: SyncError) -> None:
+    def _fail(self, exc: Exception) -> None:
         """Tell those who wait that storage is away: their messages come back."""
+        error = (
+            exc
+            if isinstance(exc, SyncError)
+            else StateError(f"The permits of {self.connection} could not be asked for")
+        )
         for queue in self._waiting.values():
             for waiter in queue:
-                waiter.error = exc
+                waiter.error = error
                 waiter.ready.put(None)
         self._last, self._row, self._looked_at_s = None, None, self._now_s()

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import tenacity
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError
+from azure.core.exceptions import AzureError, ResourceExistsError
 from azure.data.tables import TableClient, TableServiceClient, UpdateMode
 
 from shared.errors import ConfigError, StateError
@@ -31,6 +31,7 @@ from shared.state.entities import (
     to_entity,
 )
 from shared.state.rows import ROWS, StateRow
+from shared.state.shares import PermitRow
 from shared.state.storage import (
     Operations,
     ServerClock,
@@ -42,6 +43,7 @@ from shared.state.storage import (
 )
 from shared.state.transactions import Action, BatchError, Step, build_batch, build_steps, read_etags, split_steps
 
+TABLES: tuple[type[StateRow], ...] = (*ROWS, PermitRow)
 MAX_COMPARISONS = 15  # https://learn.microsoft.com/rest/api/storageservices/querying-tables-and-entities
 PAGE_ROWS = 1000
 LEAST_STRETCH = 8  # rows of one partition that are wanted together, from which on a stretch of it is read
@@ -96,9 +98,10 @@ class Tables:
     ) -> None:
         if prefix and not (prefix.isascii() and prefix.isalnum() and prefix[0].isalpha()):
             raise ConfigError(f"A table prefix is made of letters and digits, and {prefix!r} is not")
-        self._service = service
-        self._prefix = prefix
-        self._clients: dict[str, TableClient] = {}
+        # Made at once: a new client rewires the policies that all share, under the calls of other threads.
+        self._clients: dict[str, TableClient] = {
+            model.TABLE: service.get_table_client(prefix + model.TABLE) for model in TABLES
+        }
         self._side_by_side = side_by_side or SideBySide()
         self._clock = ServerClock()
         self.operations = Operations()
@@ -425,15 +428,14 @@ class Tables:
     def _create(self, model: type[StateRow]) -> None:
         self.operations.add("create_table")
         try:
-            self._service.create_table_if_not_exists(self._prefix + model.TABLE)
+            self._client(model).create_table()
+        except ResourceExistsError:
+            return
         except AzureError as exc:
             raise state_error(exc, f"create the table {model.TABLE}") from None
 
     def _client(self, model: type[StateRow]) -> TableClient:
-        client = self._clients.get(model.TABLE)
-        if client is None:
-            client = self._clients[model.TABLE] = self._service.get_table_client(self._prefix + model.TABLE)
-        return client
+        return self._clients[model.TABLE]
 
     def _unchanged(self, row: StateRow) -> dict[str, Any]:
         return {

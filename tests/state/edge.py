@@ -25,6 +25,8 @@ class Edge(RequestsTransport):
             before, self.before = self.before, None
             before()
         fault = self._next_fault(line)
+        if fault == "break":
+            raise AttributeError("a fault of the SDK's own")
         if fault == "refuse":
             raise ServiceRequestError("connection refused")
         answer = super().send(request, **options)

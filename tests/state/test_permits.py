@@ -289,6 +289,19 @@ def test_storage_that_is_away_is_a_state_error(tables, edge, share):
         pass
 
 
+def test_unexpected_error_does_not_end_the_permits(tables, edge, share):
+    """Whoever asks for permits goes on asking: else nobody of this process would ever call the vendor again."""
+    permits = share(tables, Limits(4), wait_s=30)
+    edge.faults = [("GET .*permits", "break")]
+
+    with pytest.raises(StateError, match="permits"), permits.hold():
+        pass
+    with permits.hold():
+        held = True
+
+    assert held
+
+
 def test_budget_holds_over_all_processes(tables, others, share):
     """Its calls are handed out in blocks; when they are used up the work waits for the next slot."""
     limits = Limits(4, kept=0, budgets=(Budget(20, zone="America/Chicago"),))

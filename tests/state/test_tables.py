@@ -2,9 +2,11 @@
 
 import threading
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
+from azure.core.pipeline import Pipeline
 from pydantic import Field
 
 from shared.errors import ConfigError, StateError
@@ -21,6 +23,7 @@ from shared.state.rows import (
     SlotRow,
     StateRow,
 )
+from shared.state.shares import PermitRow
 from shared.state.storage import connect_tables
 from shared.state.tables import RowChangedError, RowExistsError, Tables, build_filter
 
@@ -50,7 +53,7 @@ def read_cursor(tables: Tables) -> CursorRow:
 class LooseRow(StateRow):
     """A row for what real rows never hold."""
 
-    TABLE: ClassVar[str] = "loose"
+    TABLE: ClassVar[str] = "audit"  # one that there is
 
     key: str
     number: int = 0
@@ -532,3 +535,21 @@ def test_now_is_the_storages_time(tables):
     tables._clock.note()(Answer)
 
     assert abs((tables.now() - datetime(2026, 3, 14, 12, 0, tzinfo=UTC)).total_seconds()) < 60
+
+
+def test_first_use_of_a_table_disturbs_no_other_call(tables: Tables) -> None:
+    """The SDK's clients of one account share their policies: a client made during a call would rewire them under it."""
+    built = []
+
+    class Noticed(Pipeline):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            built.append(1)
+            super().__init__(*args, **options)
+
+    with mock.patch("azure.data.tables._table_service_client.Pipeline", Noticed):
+        for row in (LinkRow(pair="a+b", side="a", key="1"), PermitRow(connection="servicenow")):
+            tables.get(type(row), row.partition_key, row.row_key)
+            tables.insert(row)  # which makes its table
+        tables.create_all()
+
+    assert not built
