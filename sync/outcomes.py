@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from shared.errors import AmbiguousWriteError, RateLimitedError, StateError, SyncError, TransientError
@@ -20,8 +20,8 @@ OUTAGE_STATUSES = frozenset({0, 429, 502, 503, 504})  # nobody answered for the 
 FIRST_DELAY_S = 5.0
 LONGEST_DELAY_S = 600.0
 APART_S = 0.1  # from one transaction of single messages' results to the next
-MOST_TOGETHER = 100  # of a transaction
-STORE_S = 60.0  # after which a result is stored alone: longer than the SDK tries
+MOST_TOGETHER = 8  # a quarter of the messages in work (host.json): a send that hangs holds no more of them up
+STORE_S = 30.0  # after which a result that others should have stored is stored alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +147,7 @@ def tally(counts: Counter[str], result: ResultRow) -> None:
 
 def store_results(tables: Tables, results: Sequence[ResultRow]) -> None:
     """Insert results, together where there are several; one that is there stays, unless it was only held."""
-    partitions: dict[str, list[ResultRow]] = {}
-    for result in results:
-        partitions.setdefault(result.partition_key, []).append(result)
-    for rows in partitions.values():
+    for rows in _partitions(results):
         _store_together(tables, rows)
 
 
@@ -184,22 +181,39 @@ class Results:
     A record costs six storage operations by itself; its result is the one that it has in a partition with its neighbours.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, apart_s: float = APART_S) -> None:
         self._tables = tables
-        self._together: Together[ResultRow] = Together(
-            lambda results, _: store_results(tables, results), apart_s=APART_S, most=MOST_TOGETHER
-        )
+        self._together: Together[ResultRow] = Together(self._store_all, apart_s=apart_s, most=MOST_TOGETHER)
 
     def coming(self) -> AbstractContextManager[None]:
         """Announce a message that is going to have a result: one that is alone waits for nobody."""
         return self._together.coming()
 
     def store(self, results: Sequence[ResultRow]) -> None:
-        """Store a message's results, one of them together with those of other messages. Raises StateError."""
-        if len(results) != 1:
-            store_results(self._tables, results)
-            return
+        """Store a message's results, one of them together with those of other messages. Raises SyncError."""
+        if len(results) == 1:
+            try:
+                self._together.send(results[0], STORE_S)
+            except SyncError:
+                LOG.info("a result is stored alone")
+            else:
+                return
+        store_results(self._tables, results)
+
+    def _store_all(self, results: Sequence[ResultRow], _: float) -> None:
+        """Insert results as they are. Raises StateError, after which each caller stores its own, in a thread of its own."""
         try:
-            self._together.send(results[0], STORE_S)
-        except StateError:  # of all that went together: one of them must not spoil the others
-            store_results(self._tables, results)
+            for rows in _partitions(results):
+                if len(rows) > 1:
+                    self._tables.transact([("insert", row) for row in rows])
+                else:
+                    self._tables.insert(rows[0])
+        except Exception as exc:
+            raise StateError(f"Results could not be stored together: {type(exc).__name__}") from exc
+
+
+def _partitions(results: Sequence[ResultRow]) -> Iterable[list[ResultRow]]:
+    partitions: dict[str, list[ResultRow]] = {}
+    for result in results:
+        partitions.setdefault(result.partition_key, []).append(result)
+    return partitions.values()

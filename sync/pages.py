@@ -289,7 +289,8 @@ def _work_here(
         relay.send_in_turn()
         bulk.finish(flow, run, portion)
         late = [each for each in portion if bulk.came_too_late(each)]
-        _close(app, flow, run, message, [each for each in portion if not bulk.came_too_late(each)])
+        ended = [each for each in portion if not bulk.came_too_late(each)]
+        outcomes.store_results(app.tables, _close(app, flow, run, message, ended))
         portions.put_back(late, written=len(portion) - len(late))
 
     portions = bulk.Portions(flow, ready, permits_of(app, flow))
@@ -362,11 +363,11 @@ def _work_items(app: App, run: RunRow, message: ItemsMessage, message_id: str, d
         items.prepare(flow, run, unknown, create_references=run.released)
         _create_or_hold(app, flow, run, message.page, unknown)
         writing.finish(flow, run, works)
-        _close(app, flow, run, message, works)
+        app.results.store(_close(app, flow, run, message, works))
 
 
-def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequence[Work]) -> None:
-    """End each record with its result, or send it again alone; its claims stay its own."""
+def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequence[Work]) -> list[ResultRow]:
+    """Return the results that are to be stored; what has none is sent again alone, and its claims stay its own."""
     results: list[ResultRow] = []
     outage: Again | None = None
     for work in works:
@@ -382,7 +383,7 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
             results.append(outcomes.result_of(flow, run, work))
     if outage is not None:
         runs.note_outage(app, run.run_id, outage)
-    app.results.store(results)
+    return results
 
 
 def _waiting_item(work: Work, later: Again) -> ItemModel:

@@ -186,7 +186,13 @@ class SharedPermits:
             self._note_peak(waiter.lane)
             self._serve()
             alone = waiter.pool is None and len(queue) == 1
-            if self._keeper is None or alone or self._expects_more() or self._out_of_calls():
+            if (
+                self._keeper is None
+                or not self._keeper.is_alive()
+                or alone
+                or self._expects_more()
+                or self._out_of_calls()
+            ):
                 self._wake_keeper()
         while waiter.pool is None:
             with self._lock:
@@ -478,11 +484,10 @@ class SharedPermits:
 
     def _fail(self, exc: Exception) -> None:
         """Tell those who wait that storage is away: their messages come back."""
-        error = (
-            exc
-            if isinstance(exc, SyncError)
-            else StateError(f"The permits of {self.connection} could not be asked for")
-        )
+        error = exc
+        if not isinstance(error, SyncError):
+            error = StateError(f"The permits' exchange failed: {type(exc).__name__}")
+            error.__cause__ = exc
         for queue in self._waiting.values():
             for waiter in queue:
                 waiter.error = error

@@ -43,7 +43,7 @@ from shared.state.storage import (
 )
 from shared.state.transactions import Action, BatchError, Step, build_batch, build_steps, read_etags, split_steps
 
-TABLES: tuple[type[StateRow], ...] = (*ROWS, PermitRow)
+STORED: tuple[type[StateRow], ...] = (*ROWS, PermitRow)
 MAX_COMPARISONS = 15  # https://learn.microsoft.com/rest/api/storageservices/querying-tables-and-entities
 PAGE_ROWS = 1000
 LEAST_STRETCH = 8  # rows of one partition that are wanted together, from which on a stretch of it is read
@@ -100,7 +100,7 @@ class Tables:
             raise ConfigError(f"A table prefix is made of letters and digits, and {prefix!r} is not")
         # Made at once: a new client rewires the policies that all share, under the calls of other threads.
         self._clients: dict[str, TableClient] = {
-            model.TABLE: service.get_table_client(prefix + model.TABLE) for model in TABLES
+            name: service.get_table_client(prefix + name) for name in sorted({model.TABLE for model in STORED})
         }
         self._side_by_side = side_by_side or SideBySide()
         self._clock = ServerClock()

@@ -32,7 +32,7 @@ class _Waiting(Generic[P]):
 class Together(Generic[P]):
     """Sends parts of many threads; `send(parts, timeout_s)` sends some of them, all or none.
 
-    From one send's begin to the next pass `apart_s` seconds, unless `most` parts or `most_bytes` wait.
+    From one send's begin to the next pass `apart_s` seconds, unless `most` parts or `most_bytes` wait, or all that come.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Together(Generic[P]):
         together: list[_Waiting[P]] = []
         with self._changed:
             self._waiting.append(own)
-            if self._is_full() or self._coming:
+            if self._is_full() or self._are_all_here():
                 self._changed.notify_all()
             self._await_turn(own)
             if own not in self._waiting:  # another caller has taken it along
@@ -103,9 +103,12 @@ class Together(Generic[P]):
             self._changed.wait(min(own.ends_at_s, self._next_at_s if too_early else own.ends_at_s) - now_s)
 
     def _is_next(self, own: _Waiting[P], now_s: float) -> bool:
-        all_here = 0 < self._coming <= len(self._waiting)
-        may_send = self._is_full() or (not self._under_way and (all_here or now_s >= self._next_at_s))
+        in_turn = not self._under_way and (now_s >= self._next_at_s or self._are_all_here())
+        may_send = self._is_full() or in_turn
         return may_send and own is max(self._waiting, key=lambda each: each.ends_at_s)
+
+    def _are_all_here(self) -> bool:
+        return 0 < self._coming <= len(self._waiting)
 
     def _is_full(self) -> bool:
         return len(self._waiting) >= self._most or sum(each.size for each in self._waiting) >= self._most_bytes

@@ -302,6 +302,20 @@ def test_unexpected_error_does_not_end_the_permits(tables, edge, share):
     assert held
 
 
+def test_unexpected_error_leaves_the_calls_under_way_alone(tables, edge, share):
+    """The thread that asks for permits goes on while some are held, and the next call gets its own."""
+    permits = share(tables, Limits(4), wait_s=30)
+    with permits.hold():
+        edge.faults = [("permits", "break")]
+        permits.expect(3)
+        while edge.faults:
+            time.sleep(0.001)
+        for _ in range(3):  # the first may still be told of the error
+            with contextlib.suppress(StateError), permits.hold():
+                break
+        assert held(tables) >= 2
+
+
 def test_budget_holds_over_all_processes(tables, others, share):
     """Its calls are handed out in blocks; when they are used up the work waits for the next slot."""
     limits = Limits(4, kept=0, budgets=(Budget(20, zone="America/Chicago"),))

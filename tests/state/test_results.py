@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 
-from shared.errors import StateError
+import pytest
+
+from shared.errors import SyncError
 from shared.state.rows import Outcome, ResultRow
 from shared.state.tables import Tables
 from sync.outcomes import Results, store_results
@@ -24,23 +25,22 @@ def stored(tables: Tables) -> dict[str, Outcome]:
 
 
 def store_at_once(tables: Tables, results: Sequence[ResultRow]) -> dict[str, Exception]:
-    """Let each result be stored by a thread of its own, all announced before."""
-    together, errors = Results(tables), {}
+    """Let each result be stored by a thread of its own: the first goes alone, the others when all of them are there."""
+    together, errors, gate = Results(tables, apart_s=600.0), {}, threading.Barrier(len(results))
 
     def store(result: ResultRow) -> None:
-        try:
-            together.store([result])
-        except StateError as exc:
-            errors[result.key] = exc
+        with together.coming():
+            gate.wait()
+            try:
+                together.store([result])
+            except SyncError as exc:
+                errors[result.key] = exc
 
     threads = [threading.Thread(target=store, args=(result,)) for result in results]
-    with ExitStack() as announced:
-        for _ in threads:
-            announced.enter_context(together.coming())
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return errors
 
 
@@ -85,3 +85,23 @@ def test_lost_answer_leaves_each_result_once(tables: Tables, edge: Edge) -> None
 
     assert not errors
     assert stored(tables) == {f"C{number}": Outcome.CREATED for number in range(5)}
+
+
+def test_two_copies_of_a_result_disturb_nobody(tables: Tables) -> None:
+    """A message may be in the queue twice: its second result is a repeat, and no fault of the others."""
+    errors = store_at_once(tables, [build_result(key) for key in ("C1", "C2", "C2", "C3", "C3")])
+
+    assert not errors
+    assert stored(tables) == {f"C{number}": Outcome.CREATED for number in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("fault", ["break", "403", "500"])
+def test_failed_transaction_leaves_each_to_itself(tables: Tables, edge: Edge, fault: str) -> None:
+    """Whatever became of what they sent together, each stores its own."""
+    tables.create_all([ResultRow])
+    edge.faults = [("POST .*batch", fault)]
+
+    errors = store_at_once(tables, [build_result(f"C{number}") for number in range(6)])
+
+    assert not errors
+    assert stored(tables) == {f"C{number}": Outcome.CREATED for number in range(6)}

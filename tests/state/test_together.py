@@ -233,3 +233,38 @@ def test_announced_caller_that_has_nothing_to_send_is_waited_for_no_more() -> No
         busy.end()
 
     assert busy.sent == [["first"], ["a"]]
+
+
+def test_newcomer_who_completes_the_lot_wakes_the_one_who_sends() -> None:
+    """Who has the most time left sends, also when it has waited before the last one came."""
+    busy = Busy(apart_s=WAIT_S)
+    busy.first_may_end.set()
+    busy.call("first")
+    busy.end()
+    with busy.together.coming(), busy.together.coming():
+        busy.call("a", timeout_s=WAIT_S)
+        while not busy.together.waiting():
+            pass
+        busy.call("b", timeout_s=WAIT_S / 10)
+        busy.threads[-1].join(WAIT_S / 60)
+        answers = dict(busy.answers)
+        busy.end()
+
+    assert answers.get("b") == "stored"
+    assert list(map(sorted, busy.sent)) == [["first"], ["a", "b"]]
+
+
+def test_all_who_are_announced_wait_for_the_send_under_way() -> None:
+    """One send at a time, unless a full one waits: a busy storage is not asked more because all are there."""
+    busy = Busy(apart_s=0.0)
+    with busy.together.coming():
+        busy.call("first")
+        assert busy.first_came.wait(WAIT_S)
+        busy.call("a")
+        while not busy.together.waiting():
+            pass
+        sent_meanwhile = list(busy.sent)
+        busy.end()
+
+    assert sent_meanwhile == []
+    assert busy.sent == [["first"], ["a"]]
