@@ -194,8 +194,8 @@ class Results:
         if len(results) == 1:
             try:
                 self._together.send(results[0], STORE_S)
-            except SyncError:
-                LOG.info("a result is stored alone")
+            except SyncError as exc:
+                LOG.info("a result is stored alone", extra={"code": exc.code, "problem": exc.message})
             else:
                 return
         store_results(self._tables, results)

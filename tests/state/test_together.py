@@ -67,6 +67,15 @@ class Busy:
             thread.join(WAIT_S)
 
 
+def after_a_first() -> Busy:
+    """Return a storage that a part was just sent to, so that the next ones have to wait."""
+    busy = Busy(apart_s=WAIT_S)
+    busy.first_may_end.set()
+    busy.call("first")
+    busy.end()
+    return busy
+
+
 def test_idle_part_goes_at_once_and_alone() -> None:
     """Nothing waits for company."""
     busy = Busy()
@@ -93,10 +102,7 @@ def test_parts_that_come_during_a_send_go_as_one() -> None:
 
 def test_parts_that_follow_each_other_shortly_go_as_one() -> None:
     """A first part goes at once; those that come soon after it share the next send, and a full one does not wait."""
-    busy = Busy(apart_s=WAIT_S)
-    busy.first_may_end.set()
-    busy.call("first")
-    busy.end()
+    busy = after_a_first()
 
     for number in range(MOST):
         busy.call(f"e{number}")
@@ -207,10 +213,7 @@ def test_death_of_a_send_frees_its_place_and_acknowledges_nobody() -> None:
 
 def test_nobody_waits_when_all_who_are_announced_are_there() -> None:
     """What is to be gathered is known: no time has to pass for company that does not come."""
-    busy = Busy(apart_s=WAIT_S)
-    busy.first_may_end.set()
-    busy.call("first")
-    busy.end()
+    busy = after_a_first()
     with busy.together.coming(), busy.together.coming():
         busy.call("a")
         busy.call("b")
@@ -221,10 +224,7 @@ def test_nobody_waits_when_all_who_are_announced_are_there() -> None:
 
 def test_announced_caller_that_has_nothing_to_send_is_waited_for_no_more() -> None:
     """It may have failed: the others must not wait for it."""
-    busy = Busy(apart_s=WAIT_S)
-    busy.first_may_end.set()
-    busy.call("first")
-    busy.end()
+    busy = after_a_first()
     with busy.together.coming():
         with busy.together.coming():
             busy.call("a")
@@ -237,10 +237,7 @@ def test_announced_caller_that_has_nothing_to_send_is_waited_for_no_more() -> No
 
 def test_newcomer_who_completes_the_lot_wakes_the_one_who_sends() -> None:
     """Who has the most time left sends, also when it has waited before the last one came."""
-    busy = Busy(apart_s=WAIT_S)
-    busy.first_may_end.set()
-    busy.call("first")
-    busy.end()
+    busy = after_a_first()
     with busy.together.coming(), busy.together.coming():
         busy.call("a", timeout_s=WAIT_S)
         while not busy.together.waiting():
