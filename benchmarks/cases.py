@@ -55,6 +55,7 @@ from sync.flow import pair_name
 LANES = {"single": "page_size", "bulk": "bulk_page_size"}
 ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "completed_with_failures")
 PAGE_SIZES = {lane: Dynamics365Connection.model_fields[name].default for lane, name in LANES.items()}
+BARE_S = 2.0  # that the bare program is run for at the least
 LOOK_S = 2.0  # between our looks at a run: each costs two storage operations, which are counted
 OTHER_LINKS = 10_000
 INDEXED = Path(__file__).parent / "indexed_tables.cjs"
@@ -112,6 +113,18 @@ def run_bare(stub: Stub, *flags: str) -> Json:
     return dict(json.loads(done.stdout))
 
 
+def measure_bare(stub: Stub, cap: int) -> Json:
+    """Run the bare program for BARE_S at the least and return its median run: one that is over in 0.2 s says little.
+
+    A processor that has rested is a third faster for less than a second.
+    """
+    runs: list[Json] = []
+    while sum(run["seconds"] for run in runs) < BARE_S:
+        runs.append(run_bare(stub, "--cap", str(cap)))
+        stub.ask("forget")
+    return sorted(runs, key=lambda run: float(run["seconds"]))[len(runs) // 2]
+
+
 def measure_stub(stub: Stub) -> float:
     """Return how many requests a second the stub answers without latency, to two callers."""
     stub.ask("latency/0")
@@ -157,8 +170,7 @@ class Bench:
         with Stub(self.captured, setup.cases) as stub, Azurite(access_log=log, preloaded=preloaded) as storage:
             sustained = measure_stub(stub)
             stub.ask(f"latency/{setup.latency_ms}")
-            bare = run_bare(stub, "--cap", str(setup.cap))
-            stub.ask("forget")
+            bare = measure_bare(stub, setup.cap)
             app_dir = _profiled_app(self.folder, profile) if profile else ROOT
             with Host(
                 app_dir,
