@@ -70,7 +70,8 @@ class Setup:
     cases: int
     latency_ms: float
     workers: int
-    mode: str  # new (in a recipe's first run), later (new in a later one), changed, unchanged
+    # new (in a recipe's first run), later (created since the run before), older (before it, yet never linked), changed, unchanged
+    mode: str
     lane: str  # single, bulk
     cap: int
     page_size: int  # cases per page of Dynamics 365
@@ -183,8 +184,10 @@ class Bench:
                 cold_s = _warm_up(host, stub)
                 if setup.mode == "new":
                     _forget_first_run(storage)
-                elif setup.mode == "later":
+                elif setup.mode in ("later", "older"):
                     _link_others(storage)
+                    if setup.mode == "later":
+                        stub.ask("bear")
                 else:
                     _run(host, setup.cases)
                 if setup.mode == "changed":
@@ -374,7 +377,7 @@ def main() -> int:
     add("--cases", default="2000")
     add("--latency-ms", default="100")
     add("--workers", default="1")
-    add("--mode", default="new", help="new, later, changed, unchanged")
+    add("--mode", default="new", help="new, later, older, changed, unchanged")
     add("--lane", default="single", help="single, bulk")
     add("--cap", default="52", help="calls to ServiceNow at the same time")
     add("--page-size", default="0", help="cases per page; 0: the lane's default")

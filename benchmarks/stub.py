@@ -103,6 +103,12 @@ class Vendors:
             case["modifiedon"] = f"{now - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"
             case["@odata.etag"] = f'W/"{time.time_ns() // 1000 + number}"'
 
+    def bear(self) -> None:
+        """Let every case be created now."""
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        for case in self.cases:
+            case |= {"createdon": now, "modifiedon": now}
+
     # -- ServiceNow -------------------------------------------------------------------------------------------------
 
     def _answer_table(self, method: str, rest: str, target: str, query: str, body: bytes) -> tuple[int, bytes]:
@@ -159,6 +165,8 @@ class Vendors:
         name, _, argument = target.removeprefix("/_stub/").partition("/")
         if name == "touch":
             self.touch()
+        elif name == "bear":
+            self.bear()
         elif name == "swap":  # lists the cases for the warm-up instead of the others, and back
             self.cases, self.others, self.warming = self.others, self.cases, not self.warming
         elif name == "latency":

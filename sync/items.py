@@ -169,14 +169,32 @@ def _check_readable(row: Row) -> None:
 
 
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
-    """Find the links of a batch, unless nothing can be linked yet."""
+    """Find the links of a batch, but of records that nobody can have linked yet."""
     unlooked = [work for work in works if work.open and not work.linked]
-    if not run.first_run or flow.shared or run.preview:  # who writes nothing meets no link that an event made meanwhile
-        found = links.find_links(flow, [work.key for work in unlooked])
-        for work in unlooked:
-            work.link = found[work.key]
+    asked = [work for work in unlooked if not _is_unlinked(flow, run, work)]
+    found = links.find_links(flow, [work.key for work in asked])
+    for work in asked:
+        work.link = found[work.key]
     for work in unlooked:
         work.linked = True
+
+
+def _is_unlinked(flow: Flow, run: RunRow, work: Work) -> bool:
+    """Tell whether a record has no link: of a recipe's first run, or created after all that earlier runs have listed.
+
+    Somebody may have linked it meanwhile all the same: a run of chosen records, or one beside this one. The claim meets
+    that link. So this holds only of what ends in a claim or in a failure, and not where events link most records.
+    """
+    if flow.shared or run.preview:
+        return False
+    if run.first_run:
+        return True
+    if flow.two_way or flow.recipe.start.webhook is not None or not flow.recipe.block.write.may_create:
+        return False
+    created_at, listed_until = work.row.created_at if work.row else None, run.listed_until
+    if created_at is None or listed_until is None:
+        return False
+    return work.in_scope and created_at >= listed_until
 
 
 def scope(flow: Flow, run: RunRow, work: Work) -> None:

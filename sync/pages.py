@@ -8,6 +8,7 @@ is one message.
 import contextlib
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -88,6 +89,7 @@ def _begin(app: App, flow: Flow, run: RunRow) -> RunRow:
     _validate_once(app, flow)
     needs_clock = run.until is None and run.kind is not RunKind.IDS
     until = flow.source.read_clock() if needs_clock else run.until
+    listed_until = _note_listing(app, flow, run, until)
 
     def begin(stored: RunRow) -> RunRow:
         if stored.started_at is not None or stored.state.ended:
@@ -96,10 +98,25 @@ def _begin(app: App, flow: Flow, run: RunRow) -> RunRow:
             "started_at": app.now(),
             "moved_at": app.now(),
             "until": until,
+            "listed_until": listed_until,
         }
         return stored.model_copy(update=runs.GOES_ON | changes)
 
     return app.update_run(run.run_id, begin) or run
+
+
+def _note_listing(app: App, flow: Flow, run: RunRow, until: datetime | None) -> datetime | None:
+    """Note up to when a run is going to list records, and return up to when those before it have."""
+    cursor = runs.activate(app, flow.recipe)
+
+    def note(row: CursorRow | None) -> CursorRow | None:
+        if row is None or until is None or (row.listed_until is not None and row.listed_until >= until):
+            return row
+        return row.model_copy(update={"listed_until": until})
+
+    if not run.preview:
+        app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, note, known=cursor)
+    return cursor.listed_until
 
 
 def _describe_ahead(flow: Flow) -> None:

@@ -221,7 +221,10 @@ class Dynamics365:
     def _select(self, table: Table, places: Mapping[str, Place]) -> dict[str, str]:
         own = {
             table.key,
-            *({"modifiedon", "statecode", "isdisabled", LABELS.get(table.name, table.key)} & set(table.columns)),
+            *(
+                {"modifiedon", "createdon", "statecode", "isdisabled", LABELS.get(table.name, table.key)}
+                & set(table.columns)
+            ),
         }
         selection = Selection(own)
         for place in places.values():
@@ -252,6 +255,7 @@ class Dynamics365:
         modified = record.get("modifiedon")
         changed_at = read_time(modified) if isinstance(modified, str) else None
         unreadable = bool(modified) and changed_at is None
+        created = record.get("createdon")
         label = record.get(LABELS.get(table.name, ""))
         return Row(
             key=key,
@@ -262,6 +266,7 @@ class Dynamics365:
             url=self.url(table.name, key),
             closed=record.get("statecode") not in (None, 0) or record.get("isdisabled") is True,
             inner=dict(_inner_versions(record)),
+            created_at=read_time(created) if isinstance(created, str) else None,
             problem="Dynamics 365 shows a modifiedon that is no time. It is read again later." if unreadable else "",
         )
 

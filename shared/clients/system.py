@@ -78,6 +78,7 @@ class Row:
     url: str = ""  # for people, without any key
     closed: bool = False  # the system takes no more changes (target), or the record is over (source)
     inner: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path of a reference -> version of that record
+    created_at: datetime | None = None  # aware UTC; None: the system was not asked
     problem: str = (
         ""  # a sentence: what of the record's own facts (its time) could not be read, so that it must not be worked
     )

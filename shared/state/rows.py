@@ -100,8 +100,7 @@ def recipe_of(run_id: str) -> str:
 def newest_first(run_id: str) -> str:
     """Return a run id's row key: its moment counted backwards, so that tables list the newest first."""
     _, moment, suffix = run_id.rsplit("-", 2)
-    digits = moment.replace("T", "")
-    return "".join(str(9 - int(digit)) for digit in digits) + "-" + suffix
+    return "".join(str(9 - int(digit)) for digit in moment.replace("T", "")) + "-" + suffix
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------
@@ -143,6 +142,7 @@ class RunRow(StateRow):
     ids: list[str] = []  # record keys of an IDS run
     moves_cursor: bool = False
     first_run: bool = False  # no run of this recipe has ever written a link
+    listed_until: datetime | None = None  # the cursor's, before this run
     started_by: str = ""  # http, daily, poll, sweep, retry, after:<recipe>
     environment: str = ""
     recipe_hash: str = ""
@@ -378,6 +378,7 @@ class CursorRow(StateRow):
     recipe: str
     activated_at: datetime  # first time that the app saw the recipe
     read_until: datetime | None = None  # the cursor; None: never read
+    listed_until: datetime | None = None  # no run that may write has listed a record that was created then or later
     started: bool = False  # a run that may write has been started
     fired: dict[str, str] = {}  # schedule -> ISO time of the occurrence it last started
     validated_hash: str = ""  # recipe hash that last passed `validate`

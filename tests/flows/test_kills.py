@@ -38,8 +38,9 @@ class Days:
         world.dynamics.update("incident", self.cases["unchanged"], **changed)
         world.dynamics.update("incident", self.cases["failing"], **changed)
         contact = world.add_contact(self.email)
-        self.cases["new"] = world.add_case(f"New on day {self.number}", **changed)
-        self.cases["new_user"] = world.add_case(f"New user on day {self.number}", contact=contact, **changed)
+        created = changed | {"createdon": changed["modifiedon"]}  # since the run of the day before
+        self.cases["new"] = world.add_case(f"New on day {self.number}", **created)
+        self.cases["new_user"] = world.add_case(f"New user on day {self.number}", contact=contact, **created)
         self.cases["adopted"] = world.add_case(f"Adopted on day {self.number}", **changed)
         number = world.number_of(self.cases["adopted"])
         world.servicenow.insert("incident", number=number, short_description="From the former integration")

@@ -299,3 +299,80 @@ def test_caller_stays_when_the_contact_loses_its_email(world: World) -> None:
     _again(world)
 
     assert world.user_name(world.incident_of(case)["caller_id"]) == CALLER
+
+
+# -- what was created since ------------------------------------------------------------------------------------------
+
+
+def _create_since(world: World) -> str:
+    """Add a case that was created after everything that an earlier run has listed."""
+    world.advance(3600)
+    return world.add_case(createdon=world.now(), modifiedon=world.now())
+
+
+def test_cases_created_since_cost_no_look_at_links(world: World) -> None:
+    """A case that is younger than the run before is linked with nothing: no link is read for it, and it is made once."""
+    world.sync(WINDOW)
+    cases = [_create_since(world) for _ in range(3)]
+    world.advance(60)
+    world.wire.calls.clear()
+
+    run = _again(world)
+
+    assert "storage GET links" not in world.wire.calls
+    assert run.counts == {"created": 3}
+    assert all(world.incident_of(case) for case in cases)
+
+
+def test_cases_of_before_are_looked_up(world: World) -> None:
+    """A case that an earlier run can have listed is looked up, although it has no link."""
+    world.sync(WINDOW)
+    world.add_case(modifiedon=world.now())
+    world.advance(60)
+    world.wire.calls.clear()
+
+    run = _again(world)
+
+    assert "storage GET links" in world.wire.calls
+    assert run.counts == {"created": 1}
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_case_created_since_and_synced_by_itself(world: World, edited: bool) -> None:
+    """A run of chosen cases had linked it: the next run over all finds that out, and writes what changed, and that only."""
+    world.sync(WINDOW)
+    case = _create_since(world)
+    world.sync(f"ids={case}")
+    if edited:
+        world.edit_case(case, title="Another title")
+    world.advance(60)
+
+    run = _again(world)
+
+    assert run.counts == ({"updated": 1} if edited else {"unchanged": 1})
+    assert world.incident_of(case)["short_description"] == world.case(case)["title"]
+    assert len(world.writes()) == edited
+
+
+def test_case_created_since_synced_and_over(world: World) -> None:
+    """A case that left the recipe's scope is looked up however young it is: its incident hears of the end."""
+    world.sync(WINDOW)
+    case = _create_since(world)
+    world.sync(f"ids={case}")
+    _resolve(world, case)
+
+    run = _again(world)
+
+    assert (run.counts, len(_notes(world, case))) == ({"updated": 1}, 1)
+
+
+def test_preview_looks_links_up(world: World) -> None:
+    """A preview claims nothing, so nothing else would tell it that a young case was synced by itself."""
+    world.sync(WINDOW)
+    case = _create_since(world)
+    world.sync(f"ids={case}")
+    world.advance(60)
+
+    run = _again(world, preview=True)
+
+    assert run.counts == {"unchanged": 1}
