@@ -52,7 +52,7 @@ CASES, CONTACTS = "case_to_incident", "contact_to_lead"
 QUEUES = ("pages", "items", "runs", "summaries", "events")
 LEASE_S, TRANSACTION_S, READ_S, CONNECT_S = 12, 3.0, 1.5, 0.5
 SETTLE_S = 420.0  # after the last blow, until everything has ended
-LOOK_S = 0.5
+LOOK_S, TELL_S = 0.5, 20.0
 MOST_SKEW_S = 60.0  # by which a worker's own clock is wrong; the next one's is wrong the other way
 SYNCED = {"created", "adopted", "updated", "unchanged"}
 
@@ -301,11 +301,14 @@ class Town:
         return list(self.tables().scan(RunRow))
 
     def settle(self) -> list[str]:
-        """Wait until every run has ended; return what has not."""
-        ends_at_s = time.monotonic() + SETTLE_S
-        while time.monotonic() < ends_at_s:
+        """Wait until every run has ended, and say now and then for what; return what has not."""
+        began_s, told_s = time.monotonic(), 0.0
+        while (passed_s := time.monotonic() - began_s) < SETTLE_S:
             if not (waiting := self._waiting()):
                 return []
+            if passed_s - told_s >= TELL_S:
+                told_s = passed_s
+                self.echo(f"after {passed_s:.0f} s of calm: {'; '.join(waiting)}")
             time.sleep(LOOK_S)
         return waiting
 
