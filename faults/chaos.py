@@ -42,8 +42,9 @@ from sandbox.servicenow import ServiceNow
 from sandbox.simulator import serve_in_thread
 from sandbox.skewed_clock import SKEWS
 from shared.errors import SyncError
+from shared.state.messages import RunMessage
 from shared.state.queues import Queues, poison_of
-from shared.state.rows import EVENT_PAGES, LinkRow, PageRow, ResultRow, RunKind, RunMessage, RunRow, SlotRow
+from shared.state.rows import EVENT_PAGES, LinkRow, PageRow, ResultRow, RunKind, RunRow, SlotRow
 from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 

@@ -16,7 +16,8 @@ from functools import partial
 from shared.clients.system import Row, Write
 from shared.errors import AccessError, MappingError, RateLimitedError, RejectedError, SyncError
 from shared.markers import LEAST_ID_CHARS, carries
-from shared.state.rows import ItemModel, LinkRow, Outcome, RunRow
+from shared.state.messages import ItemModel
+from shared.state.rows import LinkRow, Outcome, RunRow
 from shared.state.storage import SideBySide
 from sync import bulk, links, outcomes
 from sync.flow import Flow

@@ -18,19 +18,9 @@ from datetime import datetime, time, timedelta
 
 from shared import attempt
 from shared.errors import MappingError
+from shared.state.messages import EventMessage, ItemModel
 from shared.state.queues import MOST_TAKEN, Taken, again
-from shared.state.rows import (
-    EVENT_PAGES,
-    EventMessage,
-    ItemModel,
-    Outcome,
-    ResultRow,
-    RunKind,
-    RunRow,
-    RunState,
-    key_text,
-    new_run_id,
-)
+from shared.state.rows import EVENT_PAGES, Outcome, ResultRow, RunKind, RunRow, RunState, key_text, new_run_id
 from shared.state.tables import RowExistsError
 from sync import bulk, items, outcomes, runs
 from sync.app import App

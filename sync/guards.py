@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
-from shared.state.rows import Outcome, PageMessage, PageRow, ResultRow, RunRow, RunState, SummaryMessage
+from shared.state.messages import PageMessage, SummaryMessage
+from shared.state.rows import Outcome, PageRow, ResultRow, RunRow, RunState
 from sync import children
 from sync.app import App
 from sync.decide import Action, appends

@@ -19,7 +19,8 @@ from shared import attempt
 from shared.attempt import Lane
 from shared.clients.system import Row
 from shared.errors import ConfigError, RejectedError, StateError, SyncError, TransientError
-from shared.state.rows import ItemModel, LinkRow, Outcome, Prepared, RowModel, RunRow
+from shared.state.messages import ItemModel, Prepared, RowModel
+from shared.state.rows import LinkRow, Outcome, RunRow
 from shared.state.storage import SideBySide
 from sync import links, references
 from sync.decide import Action, agreement, decide, is_stale, same_value, wants_find, wants_rekeying

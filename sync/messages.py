@@ -10,8 +10,8 @@ from typing import TypeVar
 from shared import attempt
 from shared.attempt import Lane
 from shared.errors import MappingError
+from shared.state.messages import EventMessage, ItemsMessage, Message, PageMessage, RunMessage, SummaryMessage
 from shared.state.queues import Taken, parse
-from shared.state.rows import EventMessage, ItemsMessage, Message, PageMessage, RunMessage, SummaryMessage
 from shared.telemetry import without_texts
 from sync import events, pages, poison, runs, summaries
 from sync.app import LEASE_SHARE, App

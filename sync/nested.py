@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from shared.clients.system import Row
 from shared.errors import MappingError
-from shared.state.rows import ItemModel, RunRow
+from shared.state.messages import ItemModel
+from shared.state.rows import RunRow
 from sync import bulk, links
 from sync.flow import Flow
 from sync.items import prepare

@@ -15,21 +15,9 @@ from typing import TypeVar
 from shared import attempt
 from shared.clients.system import Changed, Row, System
 from shared.errors import ConfigError, RejectedError, RemoteError, SyncError
+from shared.state.messages import ItemModel, ItemsMessage, PageMessage, RowModel
 from shared.state.queues import again, fit
-from shared.state.rows import (
-    CursorRow,
-    ItemModel,
-    ItemsMessage,
-    Outcome,
-    PageMessage,
-    PageRow,
-    ResultRow,
-    RowModel,
-    RunKind,
-    RunRow,
-    RunState,
-    key_text,
-)
+from shared.state.rows import CursorRow, Outcome, PageRow, ResultRow, RunKind, RunRow, RunState, key_text
 from shared.state.storage import SideBySide
 from shared.state.tables import RowChangedError, RowExistsError
 from sync import bulk, guards, items, outcomes, runs, writing

@@ -9,19 +9,9 @@ import contextlib
 import logging
 
 from shared.errors import ConfigError, MappingError, StateError
+from shared.state.messages import EventMessage, ItemsMessage, PageMessage, RunMessage, SummaryMessage
 from shared.state.queues import Taken, parse
-from shared.state.rows import (
-    EventMessage,
-    ItemsMessage,
-    MailState,
-    Outcome,
-    PageMessage,
-    ResultRow,
-    RunMessage,
-    RunRow,
-    RunState,
-    SummaryMessage,
-)
+from shared.state.rows import MailState, Outcome, ResultRow, RunRow, RunState
 from shared.state.tables import RowExistsError
 from sync import events, outcomes, runs
 from sync.app import App

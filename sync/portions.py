@@ -11,7 +11,8 @@ from typing import Self
 
 from shared import attempt
 from shared.errors import RateLimitedError, StateError
-from shared.state.rows import PageMessage, PageRow, shard_of
+from shared.state.messages import PageMessage
+from shared.state.rows import PageRow, shard_of
 from shared.state.storage import SideBySide
 from sync.app import App
 from sync.flow import Flow

@@ -14,21 +14,19 @@ from itertools import groupby
 from typing import Literal
 
 from shared.errors import MappingError, StateError
+from shared.state.messages import PageMessage, RunMessage, SummaryMessage
 from shared.state.rows import (
     AuditRow,
     CursorRow,
     MailState,
     OpenRow,
     Outcome,
-    PageMessage,
     PageRow,
     ResultRow,
     RunKind,
-    RunMessage,
     RunRow,
     RunState,
     SlotRow,
-    SummaryMessage,
     new_run_id,
 )
 from shared.state.tables import RowChangedError, RowExistsError

@@ -13,19 +13,9 @@ from datetime import date, datetime, time, timedelta
 
 from shared.errors import AmbiguousWriteError, ConfigError, RejectedError, SyncError, TransientError
 from shared.mail import Delivery
+from shared.state.messages import SummaryMessage
 from shared.state.queues import again
-from shared.state.rows import (
-    EVENT_PAGES,
-    MailState,
-    OpenRow,
-    Outcome,
-    PageRow,
-    ResultRow,
-    RunKind,
-    RunRow,
-    RunState,
-    SummaryMessage,
-)
+from shared.state.rows import EVENT_PAGES, MailState, OpenRow, Outcome, PageRow, ResultRow, RunKind, RunRow, RunState
 from sync import guards, runs
 from sync.app import App
 from sync.labels import label_created

@@ -7,17 +7,8 @@ what only waits would add up, so the records of a listed page are sent again lat
 import logging
 from datetime import datetime, timedelta
 
-from shared.state.rows import (
-    ItemModel,
-    ItemsMessage,
-    MailState,
-    PageMessage,
-    PageRow,
-    RunKind,
-    RunRow,
-    RunState,
-    SummaryMessage,
-)
+from shared.state.messages import ItemModel, ItemsMessage, PageMessage, SummaryMessage
+from shared.state.rows import MailState, PageRow, RunKind, RunRow, RunState
 from sync import events, guards, runs
 from sync.app import App
 from sync.recipe import Recipe

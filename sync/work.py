@@ -8,7 +8,8 @@ from datetime import datetime
 from shared import attempt
 from shared.clients.system import Row
 from shared.errors import ConfigError, MappingError, StateError, SyncError
-from shared.state.rows import IdentityRow, ItemModel, LinkRow, Outcome
+from shared.state.messages import ItemModel
+from shared.state.rows import IdentityRow, LinkRow, Outcome
 from sync.decide import Decision
 from sync.mapping import Mapped
 from sync.references import Reference

@@ -21,7 +21,7 @@ import pytest
 from azure.functions.decorators.function_app import FunctionRegister
 
 from sandbox.host_config import read_host_config, read_settings
-from shared.state.rows import MESSAGES
+from shared.state.messages import MESSAGES
 
 ROOT = Path(__file__).parent.parent
 ROUTES = {

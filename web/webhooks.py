@@ -16,7 +16,8 @@ from datetime import time as time_of_day
 
 from shared.clients.system import Event, Sender, Webhook
 from shared.errors import AccessError, ConfigError, MappingError, SyncError
-from shared.state.rows import AuditRow, EventMessage
+from shared.state.messages import EventMessage
+from shared.state.rows import AuditRow
 from sync.app import App
 from sync.recipe import Recipe
 from web.api import Request, Response

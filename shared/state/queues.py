@@ -25,7 +25,7 @@ from azure.storage.queue import QueueClient, QueueMessage, QueueServiceClient
 from pydantic import ValidationError
 
 from shared.errors import ConfigError, MappingError, StateError
-from shared.state.rows import EventMessage, ItemModel, ItemsMessage, Message
+from shared.state.messages import EventMessage, ItemModel, ItemsMessage, Message
 from shared.state.storage import Operations, SideBySide, code_of, state_error, status_of
 from shared.state.together import Together
 

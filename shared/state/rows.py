@@ -1,19 +1,16 @@
-"""Every row and every message that Concord stores, as a documented model with a schema version.
+"""Every row that Concord stores, as a documented model with a schema version.
 
 A row knows its table and both keys. Keys spread load and list newest first without a scan; see `docs/architecture.md`.
-Emails and field values are stored as keyed digests only, except a run's recipients; a message may carry a record.
+Emails and field values are stored as keyed digests only, except a run's recipients.
 """
 
 import hashlib
-import json
 import re
-from datetime import UTC, date, datetime
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidator
-
-from shared.clients.system import Row, Value
+from pydantic import BaseModel, ConfigDict, Field
 
 EVENT_PAGES = 16  # partitions that a day's event results are spread over
 SHARDS = 8  # partitions of a recipe pair's links; part of the stored keys, so it never changes
@@ -439,162 +436,3 @@ class AuditRow(StateRow):
 ROWS: tuple[type[StateRow], ...] = (
     RunRow, PageRow, ResultRow, OpenRow, LinkRow, TargetRow, IdentityRow, CursorRow, SlotRow, AuditRow,
 )  # fmt: skip
-
-
-# -- canonical values in messages ---------------------------------------------------------------------------------
-
-
-def _dump_value(value: Value) -> Any:
-    if isinstance(value, datetime):
-        return {"$time": value.astimezone(UTC).isoformat()}
-    if isinstance(value, list):
-        return [_dump_value(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _dump_value(entry) for name, entry in value.items()}
-    return value
-
-
-def _load_value(value: Any) -> Value:
-    if isinstance(value, list):
-        return [_load_value(entry) for entry in value]
-    if isinstance(value, dict):
-        if set(value) == {"$time"}:
-            return datetime.fromisoformat(value["$time"])
-        return {name: _load_value(entry) for name, entry in value.items()}
-    return value  # type: ignore[no-any-return]  # JSON scalars
-
-
-Canonical = Annotated[Any, PlainSerializer(_dump_value), WrapValidator(lambda value, _: _load_value(value))]
-"""A canonical value that survives JSON: times travel as {"$time": …}."""
-
-
-class RowModel(BaseModel):
-    """A Row inside a message."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: str
-    fields: dict[str, Canonical]
-    version: str = ""
-    changed_at: datetime | None = None
-    label: str = ""
-    url: str = ""
-    closed: bool = False
-    inner: dict[str, str] = {}
-
-    @classmethod
-    def of(cls, row: Row) -> "RowModel":
-        """Wrap a Row."""
-        return cls(**{name: getattr(row, name) for name in cls.model_fields})
-
-    def row(self) -> Row:
-        """Unwrap the Row."""
-        return Row(**{name: getattr(self, name) for name in type(self).model_fields})
-
-
-# -- messages -----------------------------------------------------------------------------------------------------
-
-
-class Message(BaseModel):
-    """A queue message: ASCII JSON.
-
-    `first_id` is the id of the message that first carried this work: the owner of its claims. Empty until the work is
-    sent again, because the queue gives the id.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    QUEUE: ClassVar[str]
-
-    schema_version: int = 1
-    first_id: str = ""
-    attempt: int = 1  # failed attempts before this one, plus one; waiting does not count
-    first_sent_at: datetime | None = None  # of the work, bounds its total wait
-    reason: str = ""  # code of what went wrong last time
-    problem: str = ""  # its sentence
-
-    def body(self) -> str:
-        """Return the message's text."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":"))
-
-
-class Prepared(BaseModel):
-    """What the page found out for one record, so that the item needs one vendor call. Trusted on a first attempt only."""
-
-    model_config = ConfigDict(frozen=True)
-
-    at: datetime
-    link: dict[str, Any] | None = None  # LinkRow as JSON, with its etag
-    linked: bool = False  # whether `link` was looked up at all
-    references: dict[str, dict[str, Any]] = {}  # target field -> what its `find` came to
-    target: RowModel | None = None  # the linked or matched target record
-    matched: bool = False  # whether the match rules were asked; with `target` None: nothing matches
-    matched_by: str = ""  # the rule that found `target`
-
-
-class ItemModel(BaseModel):
-    """One record of an ItemsMessage: in full, or its key alone."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: str
-    row: RowModel | None = None
-    prepared: Prepared | None = None
-
-
-class PageMessage(Message):
-    """List one page of a run and send its records on."""
-
-    QUEUE: ClassVar[str] = "pages"
-
-    run_id: str
-    page: int = 0
-    link: str = ""  # the previous page's next link
-    release: bool = False  # the page is listed; its held records may go
-
-
-class ItemsMessage(Message):
-    """Work these records of a run's page."""
-
-    QUEUE: ClassVar[str] = "items"
-
-    run_id: str
-    page: int
-    items: list[ItemModel]
-
-
-class EventMessage(Message):
-    """Work one webhook event, and those that were sent along with it."""
-
-    QUEUE: ClassVar[str] = "events"
-
-    schema_version: int = 2  # since `others`, which an older app would overlook
-    recipe: str
-    record: str  # connection.record
-    key: str
-    name: str
-    event_id: str
-    received_at: datetime
-    others: list["EventMessage"] = []  # came while an earlier send was under way; they hold no others
-
-
-class RunMessage(Message):
-    """See whether a run has all its results, and end it if so."""
-
-    QUEUE: ClassVar[str] = "runs"
-
-    run_id: str
-    turn: int = 0  # of the run's row when this was sent: a message of an earlier turn was replaced by a later one
-
-
-class SummaryMessage(Message):
-    """Send a run's summary, or a recipe's digest of a day."""
-
-    QUEUE: ClassVar[str] = "summaries"
-
-    run_id: str = ""
-    recipe: str = ""  # of a digest
-    day: date | None = None  # of a digest
-
-
-MESSAGES: tuple[type[Message], ...] = (PageMessage, ItemsMessage, EventMessage, RunMessage, SummaryMessage)

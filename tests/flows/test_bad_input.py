@@ -12,24 +12,19 @@ from azure.functions.queue import QueueMessage
 import function_app
 from sandbox.simulator import FaultKind
 from shared.errors import ConfigError, StateError
-from shared.state.queues import fit
-from shared.state.rows import (
+from shared.state.messages import (
     MESSAGES,
-    AuditRow,
-    CursorRow,
     EventMessage,
     ItemModel,
     ItemsMessage,
-    MailState,
     Message,
-    Outcome,
     PageMessage,
-    ResultRow,
     RowModel,
     RunMessage,
-    RunState,
     SummaryMessage,
 )
+from shared.state.queues import fit
+from shared.state.rows import AuditRow, CursorRow, MailState, Outcome, ResultRow, RunState
 from tests.flows.world import NOW, RECIPE, Delivery, Stage, World, new_world
 
 TRIGGERS = {

@@ -8,7 +8,8 @@ import pytest
 
 from sandbox.servicenow import USER_NAME
 from sandbox.simulator import FaultKind
-from shared.state.rows import ItemModel, Outcome, RunState
+from shared.state.messages import ItemModel
+from shared.state.rows import Outcome, RunState
 from sync import items, runs
 from sync.children import removals_of
 from tests.flows.test_children import at_work

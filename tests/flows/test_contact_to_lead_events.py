@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sandbox import dynamics365_render
+from shared.state.messages import EventMessage
 from shared.state.queues import parse
-from shared.state.rows import EventMessage, Outcome, RunState
+from shared.state.rows import Outcome, RunState
 from sync import events
 from sync.app import App
 from tests.flows.contacts import ACCOUNTS, CONTACTS, ContactWorld, new_contact_world

@@ -5,15 +5,8 @@ from typing import Any
 
 import pytest
 
-from shared.state.rows import (
-    EventMessage,
-    MailState,
-    Outcome,
-    RunKind,
-    RunRow,
-    RunState,
-    SlotRow,
-)
+from shared.state.messages import EventMessage
+from shared.state.rows import MailState, Outcome, RunKind, RunRow, RunState, SlotRow
 from sync import repairs, runs
 from sync.messages import on_poison
 from tests.flows.contacts import ContactWorld

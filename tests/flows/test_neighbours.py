@@ -8,7 +8,8 @@ import pytest
 
 from sandbox import dynamics365_render
 from shared.clients.servicenow import ServiceNow
-from shared.state.rows import ItemModel, Outcome, RunState
+from shared.state.messages import ItemModel
+from shared.state.rows import Outcome, RunState
 from sync import bulk, events, items
 from tests.flows.contacts import ContactWorld
 from tests.flows.world import YESTERDAY, Killed, World

@@ -9,7 +9,8 @@ import pytest
 
 from sandbox.mailbox import Mail, MailFaultKind
 from sandbox.simulator import FaultKind
-from shared.state.rows import MailState, RunRow, RunState, SummaryMessage
+from shared.state.messages import SummaryMessage
+from shared.state.rows import MailState, RunRow, RunState
 from sync import runs, summaries
 from sync.summaries import MOST_SENDS
 from sync.summary import CSV_NAME

@@ -18,8 +18,9 @@ import function_app
 from sandbox.azurite import Azurite
 from shared.errors import ConfigError
 from shared.settings import load_settings
+from shared.state.messages import EventMessage
 from shared.state.queues import Queues, parse
-from shared.state.rows import AuditRow, EventMessage
+from shared.state.rows import AuditRow
 from shared.state.storage import connect_queues, connect_tables
 from shared.state.tables import Tables
 from sync.app import App, build_app

@@ -11,7 +11,8 @@ from sandbox.mailbox import Mailbox
 from sandbox.servicenow import CLIENT_ID, CLIENT_SECRET, PASSWORD, USER_NAME, ServiceNow
 from sandbox.simulator import Clock, serve_in_thread
 from shared.settings import load_settings
-from shared.state.rows import EVENT_PAGES, EventMessage, LinkRow, ResultRow, RunKind, RunRow
+from shared.state.messages import EventMessage
+from shared.state.rows import EVENT_PAGES, LinkRow, ResultRow, RunKind, RunRow
 from sync import repairs
 from tests.flows.world import NOW, READ_TIMEOUT_S, TRANSACTION_S, Facts, Killed, Stage, World, usual_settings
 

@@ -12,7 +12,7 @@ from azure.storage.queue import QueueServiceClient
 import function_app
 from sandbox.mailbox import MailFaultKind
 from sandbox.simulator import FaultKind
-from shared.state.rows import ItemModel, ItemsMessage, RowModel
+from shared.state.messages import ItemModel, ItemsMessage, RowModel
 from sync import messages
 from tests.flows.world import RECIPE, TRIGGERS, World
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shared.state.messages import EventMessage
 from shared.state.queues import parse
-from shared.state.rows import EventMessage
 from tests.flows.test_webhooks_http import CONTACT, KEY, OPERATION, Receiver, body, changes, receiver
 from tests.flows.world import NOW, RECIPE, World
 from tests.security.payloads import HEADERS, MARKUP, PATHS

@@ -9,6 +9,17 @@ from azure.core.exceptions import ServiceResponseError, ServiceResponseTimeoutEr
 from azure.core.pipeline.transport import RequestsTransport
 
 from shared.errors import MappingError, StateError
+from shared.state.messages import (
+    MESSAGES,
+    EventMessage,
+    ItemModel,
+    ItemsMessage,
+    Message,
+    PageMessage,
+    Prepared,
+    RowModel,
+    RunMessage,
+)
 from shared.state.queues import (
     MAX_BODY_BYTES,
     MOST_EVENTS,
@@ -20,17 +31,6 @@ from shared.state.queues import (
     parse,
     poison_of,
     sent_bytes,
-)
-from shared.state.rows import (
-    MESSAGES,
-    EventMessage,
-    ItemModel,
-    ItemsMessage,
-    Message,
-    PageMessage,
-    Prepared,
-    RowModel,
-    RunMessage,
 )
 from shared.state.storage import connect_queues
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from shared.errors import RateLimitedError
-from shared.state.rows import ItemModel
+from shared.state.messages import ItemModel
 from sync.outcomes import again_of
 from sync.work import Work
 
