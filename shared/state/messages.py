@@ -47,6 +47,7 @@ class RowModel(BaseModel):
     fields: dict[str, Canonical]
     version: str = ""
     changed_at: datetime | None = None
+    created_at: datetime | None = None
     label: str = ""
     url: str = ""
     closed: bool = False
