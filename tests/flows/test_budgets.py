@@ -1,4 +1,8 @@
-"""What a run may cost the vendors, counted in the simulators' journals over 300 cases: counts, never times."""
+"""What a run may cost the vendors, counted in the simulators' journals over 300 cases, and storage: counts, never times."""
+
+import math
+import threading
+import time
 
 import pytest
 
@@ -7,6 +11,7 @@ from tests.flows.world import World
 
 CASES = 300
 PAGES = 3
+MESSAGES = 6  # fewer than are stored without waiting for others
 WINDOW = "last_days:3"
 DESK_RECORDS = r"/table/(incident|sys_user|sys_user_group)"  # schemas are read once a process, not once a case
 
@@ -58,3 +63,31 @@ def test_changed_cases_cost_one_call_each(filled: World) -> None:
     assert _calls(filled.servicenow, DESK_RECORDS) <= 1.05 * CASES
     assert _calls(filled.servicenow, DESK_RECORDS, "PATCH") == CASES
     assert _calls(filled.dynamics, r"v9\.2/incidents") <= PAGES
+
+
+def test_records_that_end_together_share_a_transaction(world: World) -> None:
+    """Single messages that end while others of their process are on their way store their results as one."""
+    for number in range(MESSAGES):
+        world.add_case(f"Case number {number} of a few")
+    run = world.start(WINDOW)
+    world.pump.run(until=lambda: sum(each.queue == "items" for each in world.pump.waiting) == MESSAGES)
+    items = [each for each in world.pump.waiting if each.queue == "items"]
+    results = world.app.results._together
+    results._next_at_s = math.inf  # nobody goes before all are there
+    world.wire.calls.clear()
+
+    with results.coming():
+        threads = [threading.Thread(target=world.pump.deliver, args=(each,)) for each in items]
+        for thread in threads:
+            thread.start()
+        ends_at_s = time.monotonic() + 30
+        while results.waiting() < MESSAGES:
+            assert time.monotonic() < ends_at_s
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(10)
+    world.pump.run()
+
+    stored = [call for call in world.wire.calls if call.endswith(("$batch", "POST results"))]
+    assert stored == ["storage POST $batch"]
+    assert (world.run_row(run).counts, world.pump.poisoned) == ({"created": MESSAGES}, [])
