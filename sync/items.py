@@ -54,13 +54,45 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     load_links(flow, run, works)
     each(works, lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
-    pending = [work for work in works if work.open and needs_vendor(work)]
-    create = create_references and not run.preview
+    assumed = [work for work in works if work.assumed]
+    _ask_vendor(flow, run, assumed, create=False)
+    _check_assumed(flow, run, assumed)
+    _ask_vendor(flow, run, works, create=create_references and not run.preview)
+    _settle_together(flow, run, works)
+
+
+def _ask_vendor(flow: Flow, run: RunRow, works: Sequence[Work], *, create: bool) -> None:
+    """Look up what the target says about records: references, matches, linked targets; then decide about them again."""
+    pending = [work for work in works if work.open and needs_vendor(work) and (create or not work.missing)]
+    for work in pending:
+        work.missing = set()
     with _fetching_ahead(flow, run, [] if create else pending) as ahead:
         resolve_references(flow, run, pending, create=create)
         look_targets_up(flow, run, pending, ahead)
     each([work for work in pending if not work.missing], lambda work: decide_work(flow, run, work))
-    _settle_together(flow, run, works)
+
+
+def _check_assumed(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    """Read the links of records that were assumed to have none, but are to be more than created: that may be their doing.
+
+    A create ends in a claim, which meets a link. What fails, is skipped, adopts or makes something before, does not.
+    """
+    doubted = [work for work in works if not _is_plain_create(work)]
+    found = links.find_links(flow, [work.key for work in doubted])
+    for work in doubted:
+        work.assumed, work.link = False, found[work.key]
+    linked = [work for work in doubted if work.link is not None]
+    for work in linked:
+        work.error, work.references, work.missing = None, {}, set()
+        work.target, work.matched, work.matched_by = None, False, ""
+    each(linked, lambda work: map_work(flow, work))
+    each(linked, lambda work: scope(flow, run, work))
+    each(linked, lambda work: decide_work(flow, run, work))
+
+
+def _is_plain_create(work: Work) -> bool:
+    asked_for = work.error is None and not work.missing and work.target is None
+    return asked_for and work.decision is not None and work.decision.action is Action.CREATE
 
 
 def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
@@ -170,32 +202,33 @@ def _check_readable(row: Row) -> None:
 
 
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
-    """Find the links of a batch, but of records that nobody can have linked yet."""
+    """Find the links of a batch, unless nothing can be linked yet; of records that look new only if more is to be known."""
     unlooked = [work for work in works if work.open and not work.linked]
-    asked = [work for work in unlooked if not _is_unlinked(flow, run, work)]
-    found = links.find_links(flow, [work.key for work in asked])
-    for work in asked:
-        work.link = found[work.key]
+    if not run.first_run or flow.shared or run.preview:  # who writes nothing meets no link that an event made meanwhile
+        for work in unlooked:
+            work.assumed = _looks_new(flow, run, work)
+        asked = [work for work in unlooked if not work.assumed]
+        found = links.find_links(flow, [work.key for work in asked])
+        for work in asked:
+            work.link = found[work.key]
     for work in unlooked:
         work.linked = True
 
 
-def _is_unlinked(flow: Flow, run: RunRow, work: Work) -> bool:
-    """Tell whether a record has no link: of a recipe's first run, or created after all that earlier runs have listed.
+def _looks_new(flow: Flow, run: RunRow, work: Work) -> bool:
+    """Tell whether a record was created after all that earlier runs have listed, so that none of them has linked it.
 
-    Somebody may have linked it meanwhile all the same: a run of chosen records, or one beside this one. The claim meets
-    that link. So this holds only of what ends in a claim or in a failure, and not where events link most records.
+    A run of chosen records may have, one beside this one, or another recipe. Where events link most records, or more than
+    the record itself is at stake, nothing is assumed.
     """
-    if flow.shared or run.preview:
+    block, created_at = flow.recipe.block, work.row.created_at if work.row else None
+    if created_at is None or run.listed_until is None or run.until is None or not work.in_scope or work.siblings:
         return False
-    if run.first_run:
-        return True
-    if flow.two_way or flow.recipe.start.webhook is not None or not flow.recipe.block.write.may_create:
+    if flow.shared or flow.two_way or run.preview or flow.recipe.start.webhook is not None or block.children:
         return False
-    created_at, listed_until = work.row.created_at if work.row else None, run.listed_until
-    if created_at is None or listed_until is None:
+    if any(rule.find.write.may_change for rule in block.fields.values() if rule.find):
         return False
-    return work.in_scope and created_at >= listed_until
+    return block.write.may_create and run.listed_until <= created_at < run.until
 
 
 def scope(flow: Flow, run: RunRow, work: Work) -> None:

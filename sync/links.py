@@ -209,9 +209,9 @@ def owner_of_target(flow: Flow, key: str) -> TargetRow | None:
     return flow.tables.get(TargetRow, row.partition_key, row.row_key)
 
 
-def renew(flow: Flow, row: claims.R, owner: str) -> claims.R:
-    """Start a new create under a claim whose earlier create is known not to have happened."""
-    return store(flow, row.model_copy(update={"claim": new_claim(flow, owner, creating=True)}))
+def renew(flow: Flow, row: claims.R, owner: str, *, creating: bool = True) -> claims.R:
+    """Let a claim promise what is going to be done now; a create that it promised before is known not to have happened."""
+    return store(flow, row.model_copy(update={"claim": new_claim(flow, owner, creating=creating)}))
 
 
 def store(flow: Flow, row: claims.R) -> claims.R:

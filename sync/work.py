@@ -42,6 +42,7 @@ class Work:
     mapped: Mapped | None = None
     link: LinkRow | None = None
     linked: bool = False  # whether the link was looked up
+    assumed: bool = False  # it was not: the record looks new
     in_scope: bool = True
     references: dict[str, Reference] = dataclasses.field(default_factory=dict)
     target: Row | None = None
