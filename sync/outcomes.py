@@ -20,7 +20,7 @@ OUTAGE_STATUSES = frozenset({0, 429, 502, 503, 504})  # nobody answered for the 
 FIRST_DELAY_S = 5.0
 LONGEST_DELAY_S = 600.0
 APART_S = 0.1  # from one transaction of single messages' results to the next
-MOST_TOGETHER = 8  # a quarter of the messages in work (host.json): a send that hangs holds no more of them up
+MOST_TOGETHER = 8  # a quarter of the messages in work (host.json)
 STORE_S = 30.0  # after which a result that others should have stored is stored alone
 
 
@@ -190,7 +190,10 @@ class Results:
         return self._together.coming()
 
     def store(self, results: Sequence[ResultRow]) -> None:
-        """Store a message's results, one of them together with those of other messages. Raises SyncError."""
+        """Store a message's results, one of them together with those of other messages.
+
+        Raises what storing it alone raises.
+        """
         if len(results) == 1:
             try:
                 self._together.send(results[0], STORE_S)

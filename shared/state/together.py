@@ -1,8 +1,8 @@
 """Group commit: what threads have for storage while a send is under way, or shortly after it began, goes as one send.
 
 A caller is answered when the send that holds its part has ended. When idle a part goes at once and alone; the more come and
-the longer a send takes, the more share one, so a busy storage is asked less and not more. Only what is full does not wait:
-callers never come faster than they are answered because a single send takes long.
+the longer a send takes, the more share one, so a busy storage is asked less and not more. What is full does not wait, nor
+does anybody for a send that hangs: callers never come faster than they are answered because a single send takes long.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from shared.errors import StateError, SyncError
+
+STUCK_S = 1.0  # a send that takes longer holds up nobody else
 
 P = TypeVar("P")
 
@@ -42,11 +44,12 @@ class Together(Generic[P]):
         apart_s: float,
         most: int,
         most_bytes: float = math.inf,
+        stuck_s: float = STUCK_S,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send, self._now_s, self._under_way = send, now_s, 0
         self._most, self._most_bytes = most, most_bytes
-        self._apart_s, self._next_at_s = apart_s, 0.0
+        self._apart_s, self._stuck_s, self._next_at_s = apart_s, stuck_s, 0.0
         self._changed = threading.Condition()
         self._waiting: list[_Waiting[P]] = []
         self._coming = 0
@@ -99,12 +102,12 @@ class Together(Generic[P]):
             now_s = self._now_s()  # one look for all: a send that may begin between two would be begun by nobody
             if self._is_next(own, now_s) or now_s >= own.ends_at_s:
                 return
-            too_early = not self._under_way and now_s < self._next_at_s
-            self._changed.wait(min(own.ends_at_s, self._next_at_s if too_early else own.ends_at_s) - now_s)
+            turn_at_s = self._next_at_s + (self._stuck_s if self._under_way else 0.0)
+            self._changed.wait(min(own.ends_at_s, turn_at_s if now_s < turn_at_s else own.ends_at_s) - now_s)
 
     def _is_next(self, own: _Waiting[P], now_s: float) -> bool:
         in_turn = not self._under_way and (now_s >= self._next_at_s or self._are_all_here())
-        may_send = self._is_full() or in_turn
+        may_send = self._is_full() or in_turn or now_s >= self._next_at_s + self._stuck_s
         return may_send and own is max(self._waiting, key=lambda each: each.ends_at_s)
 
     def _are_all_here(self) -> bool:

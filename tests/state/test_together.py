@@ -19,14 +19,18 @@ MOST_BYTES = 48 * 1024
 class Busy:
     """A storage whose first send ends only when a test says so."""
 
-    def __init__(self, apart_s: float = APART_S, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, apart_s: float = APART_S, now_s: Callable[[], float] = time.monotonic, stuck_s: float = WAIT_S
+    ) -> None:
         self.sent: list[list[str]] = []  # the parts of each send that arrived
         self.first_came, self.first_may_end = threading.Event(), threading.Event()
         self.refuses: Callable[[list[str]], bool] = lambda _: False
         self.answers: dict[str, str] = {}
         self.granted_s: list[float] = []
         self.threads: list[threading.Thread] = []
-        self.together = Together(self._send, apart_s=apart_s, most=MOST, most_bytes=MOST_BYTES, now_s=now_s)
+        self.together = Together(
+            self._send, apart_s=apart_s, most=MOST, most_bytes=MOST_BYTES, stuck_s=stuck_s, now_s=now_s
+        )
 
     def _send(self, parts: Sequence[str], timeout_s: float) -> None:
         self.granted_s.append(timeout_s)
@@ -151,6 +155,19 @@ def test_full_message_does_not_wait_for_the_one_under_way() -> None:
 
     assert sent_meanwhile == [MOST]
     assert sorted(map(len, busy.sent)) == [1, 3, MOST]
+
+
+def test_send_that_hangs_holds_up_nobody_else() -> None:
+    """After a while the next one begins beside it, however few wait."""
+    busy = Busy(stuck_s=0.001)
+    busy.call_while_busy("a", "b")
+
+    for thread in busy.threads[1:]:
+        thread.join(WAIT_S)
+
+    assert busy.answers == {"a": "stored", "b": "stored"}
+    busy.end()
+    assert busy.answers == dict.fromkeys(("first", "a", "b"), "stored")
 
 
 def test_refused_message_is_told_to_each_of_its_callers() -> None:
