@@ -54,10 +54,11 @@ def prepare(flow: Flow, run: RunRow, works: Sequence[Work], *, create_references
     load_links(flow, run, works)
     each(works, lambda work: scope(flow, run, work))
     each(works, lambda work: decide_work(flow, run, work))
-    assumed = [work for work in works if work.assumed]
-    _ask_vendor(flow, run, assumed, create=False)
-    _check_assumed(flow, run, assumed)
-    _ask_vendor(flow, run, works, create=create_references and not run.preview)
+    create = create_references and not run.preview
+    if assumed := [work for work in works if work.assumed]:
+        _ask_vendor(flow, run, assumed if create else works, create=False)
+        _check_assumed(flow, run, assumed)
+    _ask_vendor(flow, run, works, create=create)
     _settle_together(flow, run, works)
 
 
@@ -81,7 +82,7 @@ def _check_assumed(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     found = links.find_links(flow, [work.key for work in doubted])
     for work in doubted:
         work.assumed, work.link = False, found[work.key]
-    linked = [work for work in doubted if work.link is not None]
+    linked = [work for work in doubted if work.linked_key]
     for work in linked:
         work.error, work.references, work.missing = None, {}, set()
         work.target, work.matched, work.matched_by = None, False, ""
@@ -204,7 +205,10 @@ def _check_readable(row: Row) -> None:
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Find the links of a batch, unless nothing can be linked yet; of records that look new only if more is to be known."""
     unlooked = [work for work in works if work.open and not work.linked]
-    if not run.first_run or flow.shared or run.preview:  # who writes nothing meets no link that an event made meanwhile
+    nothing_linked = run.first_run and not run.released  # what a guard held may have waited for days
+    if (
+        not nothing_linked or flow.shared or run.preview
+    ):  # who writes nothing meets no link that an event made meanwhile
         for work in unlooked:
             work.assumed = _looks_new(flow, run, work)
         asked = [work for work in unlooked if not work.assumed]
@@ -227,6 +231,10 @@ def _looks_new(flow: Flow, run: RunRow, work: Work) -> bool:
     if flow.shared or flow.two_way or run.preview or flow.recipe.start.webhook is not None or block.children:
         return False
     if any(rule.find.write.may_change for rule in block.fields.values() if rule.find):
+        return False
+    if (
+        flow.recipe.target.record in flow.found_records()
+    ):  # one that is made for another's field may be the record's own
         return False
     return block.write.may_create and run.listed_until <= created_at < run.until
 

@@ -27,6 +27,7 @@ class _Waiting(Generic[P]):
     part: P
     size: int
     ends_at_s: float  # when its caller gives up
+    began_s: float = 0.0  # of the send that its caller makes
     ended: bool = False
     error: SyncError | None = None
 
@@ -47,7 +48,8 @@ class Together(Generic[P]):
         stuck_s: float = STUCK_S,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._send, self._now_s, self._under_way = send, now_s, 0
+        self._send, self._now_s = send, now_s
+        self._began_s: list[float] = []  # the sends under way
         self._most, self._most_bytes = most, most_bytes
         self._apart_s, self._stuck_s, self._next_at_s = apart_s, stuck_s, 0.0
         self._changed = threading.Condition()
@@ -102,13 +104,20 @@ class Together(Generic[P]):
             now_s = self._now_s()  # one look for all: a send that may begin between two would be begun by nobody
             if self._is_next(own, now_s) or now_s >= own.ends_at_s:
                 return
-            turn_at_s = self._next_at_s + (self._stuck_s if self._under_way else 0.0)
+            turn_at_s = self._turn_at_s()
             self._changed.wait(min(own.ends_at_s, turn_at_s if now_s < turn_at_s else own.ends_at_s) - now_s)
 
     def _is_next(self, own: _Waiting[P], now_s: float) -> bool:
-        in_turn = not self._under_way and (now_s >= self._next_at_s or self._are_all_here())
-        may_send = self._is_full() or in_turn or now_s >= self._next_at_s + self._stuck_s
+        idle = now_s >= self._free_at_s()
+        may_send = self._is_full() or now_s >= self._turn_at_s() or (idle and self._are_all_here())
         return may_send and own is max(self._waiting, key=lambda each: each.ends_at_s)
+
+    def _turn_at_s(self) -> float:
+        return max(self._next_at_s, self._free_at_s())
+
+    def _free_at_s(self) -> float:
+        """Return when no send is under way that is to be waited for, as far as is known."""
+        return max(self._began_s, default=-math.inf) + self._stuck_s
 
     def _are_all_here(self) -> bool:
         return 0 < self._coming <= len(self._waiting)
@@ -117,8 +126,9 @@ class Together(Generic[P]):
         return len(self._waiting) >= self._most or sum(each.size for each in self._waiting) >= self._most_bytes
 
     def _take(self, own: _Waiting[P]) -> list[_Waiting[P]]:
-        self._under_way += 1
-        self._next_at_s = self._now_s() + self._apart_s
+        own.began_s = self._now_s()
+        self._began_s.append(own.began_s)
+        self._next_at_s = own.began_s + self._apart_s
         together, size = [own], own.size
         for each in self._waiting:
             if len(together) == self._most:
@@ -138,7 +148,7 @@ class Together(Generic[P]):
             error = exc
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._began_s.remove(together[0].began_s)
                 for each in together:
                     each.error, each.ended = error, True  # in this order: its caller may look without the lock
                 self._changed.notify_all()

@@ -10,6 +10,7 @@ import pytest
 
 from shared.state.rows import RunRow, RunState
 from sync import runs
+from tests.flows.test_neighbours import PARENT
 from tests.flows.world import CALLER, Facts, World
 
 WINDOW = "last_days:3"
@@ -103,6 +104,41 @@ def test_young_case_whose_incident_is_there(world: World) -> None:
     run = _again(world)
 
     assert (run.counts, len(world.incidents())) == ({"adopted": 1}, 1)
+
+
+def test_young_cases_and_older_ones_are_looked_up_together(world: World) -> None:
+    """One question for each of three rules and each of two kinds of people, whoever is looked for."""
+    world.sync(WINDOW)
+    world.advance(3600)
+    now = {"createdon": world.now(), "modifiedon": world.now()}
+    for number in range(8):
+        world.add_case(**(now if number % 2 else {"modifiedon": world.now()}))
+    world.advance(60)
+
+    run = _again(world)
+
+    asked = set(world.reads("/table/(incident|sys_user)"))  # some of them again with a new token
+    assert (run.counts, len(asked)) == ({"created": 8}, 5)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_neighbour_whose_record_a_reference_makes(world: World, by_hand: bool) -> None:
+    """Its own case adopts it, also where both were held and a person has made the user meanwhile."""
+    world.change_recipe("  correlation_display:", PARENT)
+    world.sync(WINDOW)
+    world.change_settings(max_new_users=0)
+    parent = _young(world, contact=world.add_contact("new@customer.example"))
+    _young(world, masterid=parent)
+    world.advance(60)
+    run = world.sync(WINDOW)
+    if by_hand:
+        world.add_servicenow_user("new@customer.example")
+
+    runs.confirm_run(world.app, run.run_id, "ada")
+    world.pump.run()
+
+    assert len(world.incidents(number=world.number_of(parent))) == 1
+    assert len(world.incidents()) == 2
 
 
 # -- somebody was faster ----------------------------------------------------------------------------------------------
@@ -259,6 +295,23 @@ def test_case_synced_while_a_run_waits(world: World) -> None:
 
     assert world.run_row(run).counts == {"unchanged": 1}
     assert (len(world.users("new@customer.example")), len(world.incidents())) == (1, 1)
+
+
+def test_case_synced_while_a_first_run_waits(world: World) -> None:
+    """Nothing was linked when it began; days later that is no more so."""
+    world.change_settings(max_new_users=0)
+    case = world.add_case(contact=world.add_contact("new@customer.example"))
+    run = world.sync("since_last_run")
+    world.change_settings(max_new_users=50)
+    world.sync(f"ids={case}")
+    caller = world.incident_of(case)["caller_id"]
+    world.servicenow.update("sys_user", caller, email="married@customer.example")
+
+    runs.confirm_run(world.app, run.run_id, "ada")
+    world.pump.run()
+
+    assert world.run_row(run).counts == {"unchanged": 1}
+    assert world.users("new@customer.example") == []
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -170,6 +170,22 @@ def test_send_that_hangs_holds_up_nobody_else() -> None:
     assert busy.answers == dict.fromkeys(("first", "a", "b"), "stored")
 
 
+def test_those_behind_a_send_that_hangs_are_as_fast_as_ever() -> None:
+    """Not one send a second while it hangs, but as many as there would be without it."""
+    clock = [100.0]
+    busy = Busy(now_s=lambda: clock[0], stuck_s=1.0)
+    busy.call_while_busy()
+    clock[0] += 2.0
+
+    for name in ("a", "b", "c"):
+        clock[0] += 2 * APART_S
+        busy.call(name)
+        busy.threads[-1].join(10)
+
+    assert busy.answers == dict.fromkeys("abc", "stored")
+    busy.end()
+
+
 def test_refused_message_is_told_to_each_of_its_callers() -> None:
     """None of them is acknowledged; a part that comes later is a new attempt."""
     busy = Busy()
