@@ -205,10 +205,8 @@ def _check_readable(row: Row) -> None:
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Find the links of a batch, unless nothing can be linked yet; of records that look new only if more is to be known."""
     unlooked = [work for work in works if work.open and not work.linked]
-    nothing_linked = run.first_run and not run.released  # what a guard held may have waited for days
-    if (
-        not nothing_linked or flow.shared or run.preview
-    ):  # who writes nothing meets no link that an event made meanwhile
+    # Who writes nothing meets no link that an event made meanwhile, and what a guard held may have waited for days.
+    if not run.first_run or run.released or run.preview or flow.shared:
         for work in unlooked:
             work.assumed = _looks_new(flow, run, work)
         asked = [work for work in unlooked if not work.assumed]
@@ -232,10 +230,8 @@ def _looks_new(flow: Flow, run: RunRow, work: Work) -> bool:
         return False
     if any(rule.find.write.may_change for rule in block.fields.values() if rule.find):
         return False
-    if (
-        flow.recipe.target.record in flow.found_records()
-    ):  # one that is made for another's field may be the record's own
-        return False
+    if flow.recipe.target.record in flow.found_records():
+        return False  # one that is made for another's field may be the record's own
     return block.write.may_create and run.listed_until <= created_at < run.until
 
 
