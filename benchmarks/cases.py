@@ -115,10 +115,7 @@ def run_bare(stub: Stub, *flags: str) -> Json:
 
 
 def measure_bare(stub: Stub, cap: int) -> Json:
-    """Run the bare program for BARE_S at the least and return its median run: one that is over in 0.2 s says little.
-
-    A processor that has rested is a third faster for less than a second.
-    """
+    """Run the bare program for BARE_S at the least and return its median run: such as are over in 0.2 s differ by half."""
     runs: list[Json] = []
     while sum(run["seconds"] for run in runs) < BARE_S:
         runs.append(run_bare(stub, "--cap", str(cap)))
