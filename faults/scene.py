@@ -126,6 +126,8 @@ class Scene:
             sim.expire_tokens()
         self._before = kept.rows if kept else {}
         self._unpack(kept.records if kept else self._blank)
+        self.dynamics.protection.forget()
+        self.marketo.usage.forget()
         self.clock.freeze(kept.at if kept else NOW)
         if kept is not None:
             self._fill_tables(kept.rows)

@@ -33,6 +33,11 @@ class Protection:
         """Count execution time."""
         self._spent[user].append((self.clock.now().timestamp(), milliseconds + self.settings.execution_ms_per_request))
 
+    def forget(self) -> None:
+        """Begin with a window in which nobody has asked for anything: for a clock that was set back."""
+        self._arrivals.clear()
+        self._spent.clear()
+
     def remaining(self, user: str) -> dict[str, str]:
         """Return the headers that tell what is left in the window."""
         spent_s = sum(ms for _, ms in self._spent[user]) / 1000

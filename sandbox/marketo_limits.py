@@ -43,6 +43,11 @@ class Usage:
             return "606", f"Max rate limit '{bounds.calls_per_window}' exceeded with in '{bounds.window_s:g}' secs"
         return None
 
+    def forget(self) -> None:
+        """Begin with a window and a day without a call: for a clock that was set back."""
+        self._recent.clear()
+        self._calls.clear()
+
     def enter(self) -> None:
         """Begin a call."""
         self.in_flight += 1
