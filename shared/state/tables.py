@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import tenacity
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, ResourceExistsError
+from azure.core.rest import HttpRequest
 from azure.data.tables import TableClient, TableServiceClient, UpdateMode
 
 from shared.errors import ConfigError, StateError
@@ -46,8 +47,11 @@ from shared.state.transactions import Action, BatchError, Step, build_batch, bui
 STORED: tuple[type[StateRow], ...] = (*ROWS, PermitRow)
 MAX_COMPARISONS = 15  # https://learn.microsoft.com/rest/api/storageservices/querying-tables-and-entities
 PAGE_ROWS = 1000
-LEAST_STRETCH = 8  # rows of one partition that are wanted together, from which on a stretch of it is read
+LEAST_TOGETHER = 8  # rows of one partition that are wanted together, from which on its keys are read
 WORTH_A_READ = 6  # so many rows of a stretch cost about as much as reading one by its key
+KEYS_WORTH_A_READ = 200  # and so many keys
+KEYS_HEADERS = {"Accept": "application/json;odata=nometadata", "DataServiceVersion": "3.0"}
+NEXT = ("NextPartitionKey", "NextRowKey")  # where a list goes on
 TRIES = 3  # of a write whose outcome is not known, each with a look in between
 UPDATE_ATTEMPTS = 10
 STALE_ETAG = "W/\"datetime'0001-01-01T00%3A00%3A00.0000000Z'\""  # matches no row
@@ -120,40 +124,71 @@ class Tables:
     def get_many(self, model: type[R], keys: Sequence[tuple[str, str]]) -> list[R | None]:
         """Return the rows of many (partition key, row key) pairs in their order.
 
-        Rows of a partition that stand close together are read in stretches, the others one by one, side by side.
+        Of several in one partition its keys tell which are there, unless very many stand between them. Rows that stand
+        close together are read as a stretch, the others one by one, side by side.
         """
         partitions: dict[str, set[str]] = defaultdict(set)
         for partition_key, row_key in keys:
             partitions[partition_key].add(row_key)
-        crowded = [(name, sorted(wanted)) for name, wanted in partitions.items() if len(wanted) >= LEAST_STRETCH]
+        crowded = [(name, sorted(wanted)) for name, wanted in partitions.items() if len(wanted) >= LEAST_TOGETHER]
         found: dict[tuple[str, str], R | None] = {}
-        for answers in self._side_by_side.map(lambda each: self._get_stretches(model, *each), crowded):
+        for answers in self._side_by_side.map(lambda each: self._get_neighbours(model, *each), crowded):
             found |= answers
         single = [key for key in dict.fromkeys(keys) if key not in found]
         found |= zip(single, self._side_by_side.map(lambda key: self.get(model, *key), single), strict=True)
         return [found[key] for key in keys]
 
-    def _get_stretches(self, model: type[R], partition_key: str, wanted: list[str]) -> dict[tuple[str, str], R | None]:
-        """Read sorted keys of a partition in stretches, each twice as long, while few rows between them are others'."""
+    def _get_neighbours(self, model: type[R], partition_key: str, wanted: list[str]) -> dict[tuple[str, str], R | None]:
+        """Look sorted keys of a partition up among all keys there, then read in one stretch those that stand close together.
+
+        What is not in the answer is to be read by itself.
+        """
         check_keys(model, partition_key, *wanted)
         answers: dict[tuple[str, str], R | None] = {}
-        limit, at = 2 * len(wanted), 0
-        while at < len(wanted):
-            limit = min(limit, PAGE_ROWS)
-            bounds = _between("RowKey", wanted[at], wanted[-1] + "!")
-            comparisons: list[Comparison] = [("PartitionKey", "eq", partition_key), *bounds]
-            stretch = {
-                entity["RowKey"]: entity for entity in islice(self._pages(model, comparisons, limit, None), limit)
-            }
-            whole = len(stretch) < limit
-            passed = len(wanted) if whole else bisect.bisect_right(wanted, max(stretch))
-            for row_key in wanted[at:passed]:
-                entity = stretch.get(row_key)
-                answers[partition_key, row_key] = from_entity(model, entity, _etag(entity)) if entity else None
-            if (passed - at) * WORTH_A_READ < len(stretch):
+        while wanted:
+            keys = self._read_keys(model, partition_key, wanted[0], wanted[-1])
+            passed = len(wanted) if len(keys) < PAGE_ROWS else bisect.bisect_right(wanted, keys[-1])
+            there = {key: number for number, key in enumerate(keys)}
+            present = [row_key for row_key in wanted[:passed] if row_key in there]
+            answers |= dict.fromkeys((partition_key, row_key) for row_key in wanted[:passed] if row_key not in there)
+            if present and len(present) * WORTH_A_READ > there[present[-1]] - there[present[0]]:
+                bounds = _between("RowKey", present[0], present[-1] + "!")
+                rows = self._rows(model, [("PartitionKey", "eq", partition_key), *bounds], None, None)
+                stretch = {row.row_key: row for row in rows}
+                answers |= {(partition_key, row_key): stretch.get(row_key) for row_key in present}
+            wanted = wanted[passed:]
+            if passed * KEYS_WORTH_A_READ < len(keys):
                 break
-            limit, at = 2 * limit, passed
         return answers
+
+    def _read_keys(self, model: type[R], partition_key: str, first: str, last: str) -> list[str]:
+        """Return a partition's keys from one key to another, the first PAGE_ROWS of them, in order.
+
+        By a request of our own: the SDK takes 13 µs to read an entity, this one 1 or 2.
+        """
+        client = self._client(model)
+        text = f"PartitionKey eq {_quoted(partition_key)} and RowKey ge {_quoted(first)} and RowKey le {_quoted(last)}"
+        query = {"$filter": text, "$select": "RowKey", "$top": str(PAGE_ROWS)}
+        keys: list[str] = []
+        more: dict[str, str] = {}
+        while True:
+            address = f"{client.url}/{client.table_name}()"
+            request = HttpRequest("GET", address, params=query | more, headers=KEYS_HEADERS)
+            self.operations.add("query")
+            try:
+                response = client._client.send_request(request, raw_response_hook=self._clock.note())  # noqa: SLF001  # as in _send_batch
+                response.raise_for_status()
+                keys += [row["RowKey"] for row in response.json()["value"]]
+            except AzureError as exc:
+                if code_of(exc) == "TableNotFound":
+                    return []
+                raise state_error(exc, f"list keys of {model.TABLE}") from None
+            except (ValueError, KeyError, TypeError):
+                raise StateError(f"Storage's answer to a list of keys of {model.TABLE} cannot be read") from None
+            found = {name: response.headers.get(f"x-ms-continuation-{name}") for name in NEXT}
+            more = {name: value for name, value in found.items() if value}
+            if not more or len(keys) >= PAGE_ROWS:
+                return keys
 
     def query(
         self,
@@ -443,6 +478,10 @@ class Tables:
             "match_condition": MatchConditions.IfNotModified,
             "raw_response_hook": self._clock.note(),
         }
+
+
+def _quoted(key: str) -> str:
+    return "'" + key.replace("'", "''") + "'"
 
 
 def _between(column: str, start: str, end: str) -> list[Comparison]:

@@ -25,6 +25,8 @@ class Edge(RequestsTransport):
             before, self.before = self.before, None
             before()
         fault = self._next_fault(line)
+        if fault == "few":
+            request.url = re.sub(r"(%24|\$)top=\d+", "%24top=3", request.url)
         if fault == "break":
             raise AttributeError("a fault of the SDK's own")
         if fault == "refuse":
