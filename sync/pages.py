@@ -152,6 +152,7 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
     page = app.tables.get(PageRow, blank.partition_key, blank.row_key)
     rows: Sequence[Row] | None = None
     if page is None:
+        ROOM.wait_behind(run.run_id)
         page, rows = _fetch_page(app, flow, run, message)
         try:
             page = app.tables.insert(page)
@@ -172,7 +173,7 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
     keys = page.keys if rows is not None else _keys_without_result(app, page)
     works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
     only = page.last and page.page == 0
-    with relay or contextlib.nullcontext(), ROOM.hold(len(works) if relay is not None else 0):
+    with relay or contextlib.nullcontext(), ROOM.hold(len(works) if relay is not None else 0, run.run_id):
         held, counted = _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
     if relay is not None:
         relay.send()
@@ -335,7 +336,7 @@ def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner
         return
     works = items.works_of([ItemModel(key=key) for key in page.held_keys], page=page.page, owner=owner)
     relay = Relay(app, flow, page, sent=True) if bulk.is_bulk(app, run, page) else None
-    with ROOM.hold(len(works) if relay is not None else 0):
+    with ROOM.hold(len(works) if relay is not None else 0, run.run_id):
         _fan_out(app, flow, run, page.page, works, owner, released=True, only=False, relay=relay)
     try:
         app.tables.replace(page.model_copy(update={"held_keys": []}))  # until then the watchdog releases it again

@@ -130,36 +130,51 @@ class Room:
 
     def __init__(self, records: int = RECORDS_IN_HAND) -> None:
         self._records = self._free = records
-        self._line: deque[object] = deque()
+        self._line: deque[tuple[str, object]] = deque()  # run, and which page of it
         self._changed = threading.Condition()
 
+    def wait_behind(self, run_id: str) -> None:
+        """Wait until no page of a run stands in line: the records of one behind it would only be kept.
+
+        Raises RateLimitedError `worker_busy` when one still does after a quarter of the attempt's time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: all(run_id != each for each, _ in self._line), _patience_s(1 / 4)):
+                raise _busy()
+
     @contextlib.contextmanager
-    def hold(self, records: int) -> Iterator[None]:
-        """Have so many records in hand; more than all that fit go alone, and none need no room.
+    def hold(self, records: int, run_id: str = "") -> Iterator[None]:
+        """Have so many records of a run in hand; more than all that fit go alone, and none need no room.
 
         Raises RateLimitedError `worker_busy` when there is no room within half of the attempt's time.
         """
         if not records:
             yield
             return
-        wanted, me = min(records, self._records), object()
-        wait_s = min(LONGEST_WAIT_S, attempt.current().left_s() / 2)
+        wanted, me = min(records, self._records), (run_id, object())
         with self._changed:
             self._line.append(me)
-            came = self._changed.wait_for(lambda: self._line[0] is me and self._free >= wanted, wait_s)
+            came = self._changed.wait_for(lambda: self._line[0] is me and self._free >= wanted, _patience_s(1 / 2))
             self._line.remove(me)
             self._free -= wanted if came else 0
             self._changed.notify_all()
         if not came:
-            raise RateLimitedError(
-                "This worker has enough records in hand; the page waits.", code="worker_busy", retry_after_s=BUSY_S
-            )
+            raise _busy()
         try:
             yield
         finally:
             with self._changed:
                 self._free += wanted
                 self._changed.notify_all()
+
+
+def _patience_s(share: float) -> float:
+    return min(LONGEST_WAIT_S, attempt.current().left_s() * share)
+
+
+def _busy() -> RateLimitedError:
+    text = "This worker has enough records in hand; the page waits."
+    return RateLimitedError(text, code="worker_busy", retry_after_s=BUSY_S)
 
 
 ROOM = Room()

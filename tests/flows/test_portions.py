@@ -49,6 +49,54 @@ def test_page_that_finds_no_room_in_time_waits_in_the_queue():
     assert caught.value.code == "worker_busy"
 
 
+def test_page_that_is_not_listed_in_time_waits_in_the_queue():
+    """So it does behind a page of its run that finds no room."""
+    room = Room(100)
+    in_line = threading.Thread(target=_try_to_hold, args=(room, 30))
+
+    with room.hold(80):
+        in_line.start()
+        while not room._line:
+            pass
+        with attempt(ends_at_s=monotonic_s() + 0.1), pytest.raises(RateLimitedError) as caught:
+            room.wait_behind("run")
+    in_line.join(20)
+
+    assert caught.value.code == "worker_busy"
+
+
+def _try_to_hold(room: Room, records: int) -> None:
+    with room.hold(records, "run"):
+        pass
+
+
+def test_a_page_is_listed_once_the_one_before_it_has_found_room():
+    """Else the records of all pages that wait would be kept, and memory grow with the run; other runs wait for none of them."""
+    room, waited, steps = Room(100), threading.Event(), []
+
+    def stand_in_line() -> None:
+        with room.hold(30, "run"):
+            steps.append("in hand")
+            waited.wait(20)
+
+    def come_behind() -> None:
+        room.wait_behind("run")
+        steps.append("listed")
+        waited.set()
+
+    threads = [threading.Thread(target=step) for step in (stand_in_line, come_behind)]
+    with room.hold(80, "run"):
+        threads[0].start()
+        while not room._line:
+            room.wait_behind("another run")
+        threads[1].start()
+        steps.append("room is full")
+    for thread in threads:
+        thread.join(20)
+
+    assert steps == ["room is full", "in hand", "listed"]
+
+
 def test_next_page_is_sent_as_soon_as_an_earlier_one_is_done(world: World) -> None:
     """Not only when the page before it is: its target would have nothing to do while the next ones are listed."""
     app, flow, run_id = world.app, world.app.flow(RECIPE), new_run_id(RECIPE, NOW, "0000")
