@@ -387,6 +387,7 @@ def staged() -> Iterator[Scene]:
         stack.enter_context(tapped(wire))
         sign_in_time = SimpleNamespace(time=lambda: clock.now().timestamp())  # msal keeps what a busy login said
         stack.enter_context(mock.patch("msal.individual_cache.time", sign_in_time))
+        stack.enter_context(mock.patch("shared.state.tables.LEAST_TOGETHER", 2))  # a page's links are few in each shard
         scene = Scene(azurite, folder, wire, clock, sims)
         scene.proxy = proxy
         wire.on_expire = lambda name: sims[name].expire_tokens()
