@@ -5,6 +5,7 @@ SDK errors end here: they become StateError (the queue delivers the work again) 
 
 import contextlib
 import contextvars
+import json
 import re
 import threading
 import time
@@ -161,11 +162,20 @@ def status_of(exc: AzureError) -> int:
 
 
 def code_of(exc: AzureError) -> str:
-    """Return the storage's own code of an error, such as TableNotFound; "" when it gave none."""
-    code = getattr(exc, "error_code", None)
-    if code is None:
-        code = _headers(exc).get("x-ms-error-code")
-    return str(getattr(code, "value", code) or "")
+    """Return the storage's own code of an error, such as TableNotFound; "" when it gave none.
+
+    Queues name it in a header, Azure's tables in the body alone, and the SDK has not read it in all of its errors.
+    """
+    code = getattr(exc, "error_code", None) or _headers(exc).get("x-ms-error-code") or _code_in_body(exc)
+    return str(getattr(code, "value", code))
+
+
+def _code_in_body(exc: AzureError) -> str:
+    response = exc.response if isinstance(exc, HttpResponseError) else None
+    try:
+        return str(json.loads(response.text())["odata.error"]["code"]) if response is not None else ""
+    except (AzureError, AttributeError, KeyError, TypeError, ValueError):
+        return ""
 
 
 def _headers(exc: AzureError) -> Mapping[str, str]:

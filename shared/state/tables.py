@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote, urlencode
 
 import tenacity
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, ResourceExistsError
-from azure.core.rest import HttpRequest
+from azure.core.rest import HttpRequest, HttpResponse
 from azure.data.tables import TableClient, TableServiceClient, UpdateMode
 
 from shared.errors import ConfigError, StateError
@@ -151,13 +152,15 @@ class Tables:
             there = {key: number for number, key in enumerate(keys)}
             present = [row_key for row_key in wanted[:passed] if row_key in there]
             answers |= dict.fromkeys((partition_key, row_key) for row_key in wanted[:passed] if row_key not in there)
+            gained = passed - len(present)
             if present and len(present) * WORTH_A_READ > there[present[-1]] - there[present[0]]:
                 bounds = _between("RowKey", present[0], present[-1] + "!")
                 rows = self._rows(model, [("PartitionKey", "eq", partition_key), *bounds], None, None)
                 stretch = {row.row_key: row for row in rows}
                 answers |= {(partition_key, row_key): stretch.get(row_key) for row_key in present}
+                gained = passed
             wanted = wanted[passed:]
-            if passed * KEYS_WORTH_A_READ < len(keys):
+            if gained * KEYS_WORTH_A_READ < len(keys):
                 break
         return answers
 
@@ -172,11 +175,11 @@ class Tables:
         keys: list[str] = []
         more: dict[str, str] = {}
         while True:
-            address = f"{client.url}/{client.table_name}()"
-            request = HttpRequest("GET", address, params=query | more, headers=KEYS_HEADERS)
+            asked = urlencode(query | more, quote_via=quote)
+            request = HttpRequest("GET", f"{client.url}/{client.table_name}()?{asked}", headers=KEYS_HEADERS)
             self.operations.add("query")
             try:
-                response = client._client.send_request(request, raw_response_hook=self._clock.note())  # noqa: SLF001  # as in _send_batch
+                response = self._send(client, request)
                 response.raise_for_status()
                 keys += [row["RowKey"] for row in response.json()["value"]]
             except AzureError as exc:
@@ -424,10 +427,17 @@ class Tables:
         raise failure
 
     def _send_batch(self, client: TableClient, steps: Sequence[Step]) -> list[str]:
-        request = build_batch(steps, client.url, client.table_name)
-        sender = client._client  # noqa: SLF001  # the SDK's own pipeline: its sign-in, repeats and headers
-        response = sender.send_request(request, stream=True, raw_response_hook=self._clock.note())
-        return read_etags(response, steps)
+        return read_etags(self._send(client, build_batch(steps, client.url, client.table_name), stream=True), steps)
+
+    def _send(self, client: TableClient, request: HttpRequest, *, stream: bool = False) -> HttpResponse:
+        """Send a request of our own through the SDK's pipeline: its sign-in, its repeats, most of its headers.
+
+        The version is none of these: the SDK names it in each call. Azure asks for it unless an address is signed.
+        https://learn.microsoft.com/rest/api/storageservices/versioning-for-the-azure-storage-services
+        """
+        request.headers["x-ms-version"] = client.api_version
+        sender = client._client  # noqa: SLF001
+        return sender.send_request(request, stream=stream, raw_response_hook=self._clock.note())
 
     def _judge(self, step: Step, done: int, *, refused: bool) -> bool:
         """Tell whether a step took effect although the answer did not say so.

@@ -409,6 +409,15 @@ def test_get_many_reads_on_where_storage_answers_with_a_part(tables, edge):
     assert sum("audit()" in request for request in edge.requests) == 5  # three of three keys, the rest, the stretch
 
 
+@pytest.mark.parametrize("mark", list(" _.:,;@~!$&()*<>{}[]|^-%+='é"))
+def test_get_many_finds_keys_with_any_sign(tables, mark):
+    """What a vendor's key may hold neither ends the filter nor changes what is asked."""
+    keys = [f"{number:02d}{mark}b" if number in (0, 5, 9) else f"{number:02d}a" for number in range(10)]
+    rows = tables.transact([("insert", link(key, parent="p")) for key in keys])
+
+    assert tables.get_many(LinkRow, [(row.partition_key, row.row_key) for row in rows]) == rows
+
+
 @pytest.mark.parametrize("fault", ["lose", "cut", "503", "403"])
 def test_get_many_believes_no_answer_that_it_cannot_read(tables, edge, fault):
     """A list of keys that did not come, or not whole, is asked for again or is an error: no row is taken for absent."""
