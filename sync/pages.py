@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from shared import attempt
 from shared.clients.system import Changed, Row, System
-from shared.errors import ConfigError, RejectedError, RemoteError, SyncError
+from shared.errors import ConfigError, RateLimitedError, RejectedError, RemoteError, SyncError
 from shared.state.messages import ItemModel, ItemsMessage, PageMessage, RowModel
 from shared.state.queues import again, fit
 from shared.state.rows import CursorRow, Outcome, PageRow, ResultRow, RunKind, RunRow, RunState, key_text
@@ -25,7 +25,7 @@ from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
-from sync.portions import ROOM, Relay, by_shard, permits_of, send_next, send_those_in_turn, work_portions
+from sync.portions import ROOM, Listed, Relay, by_shard, permits_of, send_next, send_those_in_turn, work_portions
 from sync.recipe import GoneAction
 from sync.verify import verify
 from sync.work import Work
@@ -47,14 +47,13 @@ def list_page(app: App, message: PageMessage, message_id: str) -> None:
     if run is None or run.state.ended:
         return
     flow = app.flow(run.recipe)
-    owner = message.first_id or message_id
     with attempt.attempt(run_id=run.run_id, recipe=run.recipe, correlation_id=run.run_id):
         try:
             if message.release:
-                _release_page(app, flow, run, message, owner)
+                _release_page(app, flow, run, message, message_id)
             else:
                 _describe_ahead(flow)
-                _list_page(app, flow, _begin(app, flow, run), message, owner)
+                _list_page(app, flow, _begin(app, flow, run), message, message_id)
         except (RemoteError, ConfigError) as exc:
             _later_or_fail(app, flow, run, message, message_id, exc)
 
@@ -147,34 +146,44 @@ def _validate_once(app: App, flow: Flow) -> None:
     app.tables.update(CursorRow, cursor.partition_key, cursor.row_key, valid)
 
 
-def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str) -> None:
+def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, message_id: str) -> None:
+    owner = message.first_id or message_id
     blank = PageRow(run_id=run.run_id, page=message.page)
     page = app.tables.get(PageRow, blank.partition_key, blank.row_key)
-    rows: Sequence[Row] | None = None
+    listed: Listed | None = None
     if page is None:
-        ROOM.wait_behind(run.run_id)
-        page, rows = _fetch_page(app, flow, run, message)
+        page, listed = _fetch_page(app, flow, run, message)
         try:
             page = app.tables.insert(page)
         except RowExistsError as exc:
             if not isinstance(exc.stored, PageRow):
                 raise
-            page, rows = exc.stored, None  # another copy of this message was faster: its manifest counts
+            page, listed = exc.stored, None  # another copy of this message was faster: its manifest counts
     if page.fanned_out:
         return
-    relay = Relay(app, flow, page) if bulk.is_bulk(app, run, page) else None
+    relay = Relay(app, flow, page, sent=message.next_sent) if bulk.is_bulk(app, run, page) else None
     if page.last:
         app.change_run(run.run_id, last_page=page.page)
     elif relay is not None:
         relay.send_in_turn()
     else:
         send_next(app, page)
-    known = {row.key: row for row in rows or ()}
-    keys = page.keys if rows is not None else _keys_without_result(app, page)
-    works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
+    keys, listed = (page.keys, listed) if listed is not None else (_keys_without_result(app, page), Listed(()))
     only = page.last and page.page == 0
-    with relay or contextlib.nullcontext(), ROOM.hold(len(works) if relay is not None else 0, run.run_id):
-        held, counted = _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
+    try:
+        with relay or contextlib.nullcontext(), ROOM.hold(len(keys) if relay is not None else 0, listed.pack):
+            if relay is not None and _has_ended(app, run):
+                return
+            known = listed.by_key()
+            works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
+            released = run.released
+            held, counted = _fan_out(app, flow, run, page.page, works, owner, released=released, only=only, relay=relay)
+    except RateLimitedError as exc:
+        if relay is None or exc.code != "worker_busy":
+            raise
+        waiting = message.model_copy(update={"next_sent": relay.sent})  # else each copy of a page would beget another
+        _later_or_fail(app, flow, run, waiting, message_id, exc)
+        return
     if relay is not None:
         relay.send()
     _mark_fanned_out(app, page, held, counted)
@@ -182,8 +191,14 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: s
         send_those_in_turn()
 
 
-def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tuple[PageRow, Sequence[Row] | None]:
-    """Find out what stands on a page. Rows are None where only their keys are known."""
+def _has_ended(app: App, run: RunRow) -> bool:
+    """Tell whether a run was ended while its page waited for room."""
+    now = app.find_run(run.run_id)
+    return now is None or now.state.ended
+
+
+def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tuple[PageRow, Listed | None]:
+    """Find out what stands on a page. The rows are None where only their keys are known."""
     number = message.page
     if run.kind is RunKind.IDS:
         start = number * IDS_PAGE
@@ -219,7 +234,7 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
         last=listed.next is None and not takes_along,
         reached_at=next((row.changed_at for row in reversed(listed.rows) if row.changed_at), None),
     )
-    return page, listed.rows
+    return page, Listed(listed.rows)
 
 
 def _shared_keys(app: App, run: RunRow, number: int, rows: Sequence[Row]) -> set[str]:
@@ -329,14 +344,17 @@ def _mark_fanned_out(app: App, page: PageRow, held: list[str], counted: guards.C
         app.tables.update(PageRow, page.partition_key, page.row_key, mark)
 
 
-def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, owner: str) -> None:
+def _release_page(app: App, flow: Flow, run: RunRow, message: PageMessage, message_id: str) -> None:
     """Send on what a guard held on a page."""
     page = app.tables.get(PageRow, run.run_id, f"{message.page:06d}")
     if page is None or not page.held_keys:
         return
+    owner = message.first_id or message_id
     works = items.works_of([ItemModel(key=key) for key in page.held_keys], page=page.page, owner=owner)
     relay = Relay(app, flow, page, sent=True) if bulk.is_bulk(app, run, page) else None
-    with ROOM.hold(len(works) if relay is not None else 0, run.run_id):
+    with ROOM.hold(len(works) if relay is not None else 0):
+        if relay is not None and _has_ended(app, run):
+            return
         _fan_out(app, flow, run, page.page, works, owner, released=True, only=False, relay=relay)
     try:
         app.tables.replace(page.model_copy(update={"held_keys": []}))  # until then the watchdog releases it again

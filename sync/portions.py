@@ -4,12 +4,14 @@ So the target always has as many calls under way as it allows, and no phase of o
 """
 
 import contextlib
+import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from shared import attempt
+from shared.clients.system import Row
 from shared.errors import RateLimitedError, StateError
 from shared.state.messages import PageMessage
 from shared.state.rows import PageRow, shard_of
@@ -65,7 +67,7 @@ class Relay:
     def __init__(self, app: App, flow: Flow, page: PageRow, *, sent: bool = False) -> None:
         self._app, self._page = app, page
         self._before = page.page + 1 - pages_at_once(app, flow)
-        self._sent = sent or page.last
+        self.sent = sent or page.last
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -80,7 +82,7 @@ class Relay:
     def send_in_turn(self) -> None:
         """Send the next page if its turn has come."""
         with self._lock:
-            if self._sent:
+            if self.sent:
                 return
             earlier = (
                 self._app.tables.get(PageRow, self._page.run_id, f"{self._before:06d}") if self._before >= 0 else None
@@ -91,12 +93,12 @@ class Relay:
     def send(self) -> None:
         """Send the next page, if it was not sent."""
         with self._lock:
-            if not self._sent:
+            if not self.sent:
                 self._send()
 
     def _send(self) -> None:
         send_next(self._app, self._page)
-        self._sent = True
+        self.sent = True
 
 
 _RELAYS: list[Relay] = []  # of the pages in hand in this process
@@ -125,56 +127,65 @@ def permits_of(app: App, flow: Flow) -> int:
     return app.settings.connection(flow.recipe.target.connection).concurrency
 
 
+class Listed:
+    """A page's rows as they were listed; packed while the page waits, they take a fifth of the memory."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows, self._packed = rows, b""
+
+    def pack(self) -> None:
+        """Make the rows small until they are asked for."""
+        self._rows, self._packed = (), pickle.dumps(self._rows)
+
+    def by_key(self) -> dict[str, Row]:
+        """Return the rows by their keys."""
+        rows = pickle.loads(self._packed) if self._packed else self._rows  # noqa: S301  # what we packed ourselves
+        return {row.key: row for row in rows}
+
+
 class Room:
     """What keeps a process's memory flat: so many records are in hand together, and further pages wait in line."""
 
     def __init__(self, records: int = RECORDS_IN_HAND) -> None:
         self._records = self._free = records
-        self._line: deque[tuple[str, object]] = deque()  # run, and which page of it
+        self._line: deque[object] = deque()
         self._changed = threading.Condition()
 
-    def wait_behind(self, run_id: str) -> None:
-        """Wait until no page of a run stands in line: the records of one behind it would only be kept.
-
-        Raises RateLimitedError `worker_busy` when one still does after a quarter of the attempt's time.
-        """
-        with self._changed:
-            if not self._changed.wait_for(lambda: all(run_id != each for each, _ in self._line), _patience_s(1 / 4)):
-                raise _busy()
-
     @contextlib.contextmanager
-    def hold(self, records: int, run_id: str = "") -> Iterator[None]:
-        """Have so many records of a run in hand; more than all that fit go alone, and none need no room.
+    def hold(self, records: int, pack: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Have so many records in hand; more than all that fit go alone, and none need no room.
+
+        `pack` is called before a wait.
 
         Raises RateLimitedError `worker_busy` when there is no room within half of the attempt's time.
         """
         if not records:
             yield
             return
-        wanted, me = min(records, self._records), (run_id, object())
+        wanted, me = min(records, self._records), object()
+        wait_s = min(LONGEST_WAIT_S, attempt.current().left_s() / 2)
         with self._changed:
+            waits = self._line or self._free < wanted
             self._line.append(me)
-            came = self._changed.wait_for(lambda: self._line[0] is me and self._free >= wanted, _patience_s(1 / 2))
+        if waits:
+            pack()
+        with self._changed:
+            came = self._changed.wait_for(lambda: self._line[0] is me and self._free >= wanted, wait_s)
             self._line.remove(me)
             self._free -= wanted if came else 0
             self._changed.notify_all()
         if not came:
-            raise _busy()
+            raise RateLimitedError(
+                "This worker has enough records in hand; the page waits. If this lasts, let the app scale out.",
+                code="worker_busy",
+                retry_after_s=BUSY_S,
+            )
         try:
             yield
         finally:
             with self._changed:
                 self._free += wanted
                 self._changed.notify_all()
-
-
-def _patience_s(share: float) -> float:
-    return min(LONGEST_WAIT_S, attempt.current().left_s() * share)
-
-
-def _busy() -> RateLimitedError:
-    text = "This worker has enough records in hand; the page waits."
-    return RateLimitedError(text, code="worker_busy", retry_after_s=BUSY_S)
 
 
 ROOM = Room()

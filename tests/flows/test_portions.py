@@ -1,14 +1,22 @@
 """How many records a process has in hand, and how many pages a run."""
 
+import contextlib
 import threading
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
 from shared.attempt import attempt, monotonic_s
 from shared.errors import RateLimitedError
-from shared.state.rows import PageRow, new_run_id
-from sync.portions import Relay, Room, pages_at_once, send_those_in_turn
-from tests.flows.world import NOW, RECIPE, World
+from shared.state.messages import PageMessage
+from shared.state.queues import parse
+from shared.state.rows import PageRow, RunState, new_run_id
+from sync import portions, runs
+from sync.portions import ROOM, Listed, Relay, Room, pages_at_once, send_those_in_turn
+from tests.flows.world import NOW, RECIPE, TRIGGERS, Delivery, World
+
+WINDOW = "last_days:3"
 
 
 @pytest.mark.parametrize(
@@ -49,54 +57,6 @@ def test_page_that_finds_no_room_in_time_waits_in_the_queue():
     assert caught.value.code == "worker_busy"
 
 
-def test_page_that_is_not_listed_in_time_waits_in_the_queue():
-    """So it does behind a page of its run that finds no room."""
-    room = Room(100)
-    in_line = threading.Thread(target=_try_to_hold, args=(room, 30))
-
-    with room.hold(80):
-        in_line.start()
-        while not room._line:
-            pass
-        with attempt(ends_at_s=monotonic_s() + 0.1), pytest.raises(RateLimitedError) as caught:
-            room.wait_behind("run")
-    in_line.join(20)
-
-    assert caught.value.code == "worker_busy"
-
-
-def _try_to_hold(room: Room, records: int) -> None:
-    with room.hold(records, "run"):
-        pass
-
-
-def test_a_page_is_listed_once_the_one_before_it_has_found_room():
-    """Else the records of all pages that wait would be kept, and memory grow with the run; other runs wait for none of them."""
-    room, waited, steps = Room(100), threading.Event(), []
-
-    def stand_in_line() -> None:
-        with room.hold(30, "run"):
-            steps.append("in hand")
-            waited.wait(20)
-
-    def come_behind() -> None:
-        room.wait_behind("run")
-        steps.append("listed")
-        waited.set()
-
-    threads = [threading.Thread(target=step) for step in (stand_in_line, come_behind)]
-    with room.hold(80, "run"):
-        threads[0].start()
-        while not room._line:
-            room.wait_behind("another run")
-        threads[1].start()
-        steps.append("room is full")
-    for thread in threads:
-        thread.join(20)
-
-    assert steps == ["room is full", "in hand", "listed"]
-
-
 def test_next_page_is_sent_as_soon_as_an_earlier_one_is_done(world: World) -> None:
     """Not only when the page before it is: its target would have nothing to do while the next ones are listed."""
     app, flow, run_id = world.app, world.app.flow(RECIPE), new_run_id(RECIPE, NOW, "0000")
@@ -119,3 +79,72 @@ def test_next_page_is_sent_as_soon_as_an_earlier_one_is_done(world: World) -> No
     send_those_in_turn()
 
     assert sent() == before + 1
+
+
+@pytest.fixture
+def bulk(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world of pages of five cases in bulk, in which a page that finds no room goes back at once."""
+    world.change_settings(bulk_above=0)
+    monkeypatch.setattr(world.systems["dynamics365"], "_bulk_page_size", 5)
+    monkeypatch.setattr("shared.clients.dynamics365.page_length", lambda size, _: size)
+    monkeypatch.setattr(portions, "LONGEST_WAIT_S", 0.01)
+    for _ in range(12):
+        world.add_case()
+    return world
+
+
+def test_page_that_goes_back_sends_the_next_one_once(bulk: World) -> None:
+    """Else each copy of a page would beget another as long as the worker has no room."""
+    run = bulk.start(WINDOW)
+
+    with ROOM.hold(800):
+        bulk.pump.run(for_s=120)
+        waiting = Counter(parse(PageMessage, each.body).page for each in bulk.pump.waiting if each.queue == "pages")
+    bulk.pump.run()
+
+    assert waiting == {0: 1, 1: 1}
+    assert bulk.run_row(run).counts == {"created": 12}
+
+
+def test_waiting_rows_are_packed(bulk: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page in line keeps little, and works what it listed."""
+    monkeypatch.setattr(portions, "LONGEST_WAIT_S", 20.0)
+    run = bulk.start(WINDOW)
+    (page,) = _take_pages(bulk)
+    packed = []
+    monkeypatch.setattr(Listed, "pack", lambda listed, pack=Listed.pack: (pack(listed), packed.append(listed)))
+
+    with _waits_for_room(bulk, page):
+        assert [(len(listed._rows), len(listed._packed) > 0) for listed in packed] == [(0, True)]
+
+    assert len(bulk.incidents()) == 5
+    assert bulk.run_row(run).state is RunState.RUNNING
+
+
+def test_page_of_a_run_that_was_cancelled_while_it_waited_is_not_worked(bulk: World, monkeypatch) -> None:
+    """Who cancels a run means the pages that stand in line too."""
+    monkeypatch.setattr(portions, "LONGEST_WAIT_S", 20.0)
+    run = bulk.start(WINDOW)
+    (page,) = _take_pages(bulk)
+
+    with _waits_for_room(bulk, page):
+        runs.cancel_run(bulk.app, bulk.run_row(run).run_id, "ada")
+
+    assert bulk.incidents() == []
+
+
+def _take_pages(world: World) -> list[Delivery]:
+    world.pump._take()
+    return [each for each in world.pump.waiting if each.queue == "pages"]
+
+
+@contextlib.contextmanager
+def _waits_for_room(world: World, page: Delivery) -> Iterator[None]:
+    """Deliver a page to a worker that has no room for it, until the block ends."""
+    thread = threading.Thread(target=TRIGGERS["pages"], args=(world.app, page.id, page.body, 1))
+    with ROOM.hold(800):
+        thread.start()
+        while not ROOM._line:
+            threading.Event().wait(0.01)
+        yield
+    thread.join(60)
