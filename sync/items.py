@@ -203,18 +203,27 @@ def _check_readable(row: Row) -> None:
 
 
 def load_links(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
-    """Find the links of a batch, unless nothing can be linked yet; of records that look new only if more is to be known."""
+    """Find the links of a batch; of records that are taken for new only if more is to be known."""
     unlooked = [work for work in works if work.open and not work.linked]
-    # Who writes nothing meets no link that an event made meanwhile, and what a guard held may have waited for days.
-    if not run.first_run or run.released or run.preview or flow.shared:
-        for work in unlooked:
-            work.assumed = _looks_new(flow, run, work)
-        asked = [work for work in unlooked if not work.assumed]
-        found = links.find_links(flow, [work.key for work in asked])
-        for work in asked:
-            work.link = found[work.key]
+    # Who writes nothing meets no link that was made meanwhile, and what a guard held may have waited for days.
+    first = run.first_run and not (run.released or run.preview or flow.shared)
+    doubtable = not _makes_more(flow)
     for work in unlooked:
+        work.assumed = doubtable and work.in_scope and (first or _looks_new(flow, run, work))
         work.linked = True
+    if first and not doubtable:
+        return  # nothing can be linked yet, but by a run beside this one: the claims meet that
+    asked = [work for work in unlooked if not work.assumed]
+    found = links.find_links(flow, [work.key for work in asked])
+    for work in asked:
+        work.link = found[work.key]
+
+
+def _makes_more(flow: Flow) -> bool:
+    """Tell whether a record comes with others that are made or changed, one of which may be a neighbour's own."""
+    finds = [rule.find for rule in flow.recipe.block.fields.values() if rule.find]
+    own = flow.recipe.target.record in flow.found_records()
+    return own or bool(flow.recipe.block.children) or any(find.write.may_change for find in finds)
 
 
 def _looks_new(flow: Flow, run: RunRow, work: Work) -> bool:
@@ -224,14 +233,10 @@ def _looks_new(flow: Flow, run: RunRow, work: Work) -> bool:
     the record itself is at stake, nothing is assumed.
     """
     block, created_at = flow.recipe.block, work.row.created_at if work.row else None
-    if created_at is None or run.listed_until is None or run.until is None or not work.in_scope or work.siblings:
+    if created_at is None or run.listed_until is None or run.until is None or work.siblings:
         return False
-    if flow.shared or flow.two_way or run.preview or flow.recipe.start.webhook is not None or block.children:
+    if flow.shared or flow.two_way or run.preview or flow.recipe.start.webhook is not None:
         return False
-    if any(rule.find.write.may_change for rule in block.fields.values() if rule.find):
-        return False
-    if flow.recipe.target.record in flow.found_records():
-        return False  # one that is made for another's field may be the record's own
     return block.write.may_create and run.listed_until <= created_at < run.until
 
 

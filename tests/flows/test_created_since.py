@@ -4,6 +4,7 @@ Whatever a case that looks new has behind it, the run ends as if its link had be
 """
 
 import random
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from shared.state.rows import RunRow, RunState
 from sync import runs
 from tests.flows.test_neighbours import PARENT
-from tests.flows.world import CALLER, Facts, World
+from tests.flows.world import CALLER, Delivery, Facts, World
 
 WINDOW = "last_days:3"
 CLOSED = {"state": "7", "close_code": "Solution provided", "close_notes": "Done."}
@@ -333,3 +334,65 @@ def test_runs_beside_each_other(world: World, seed: int) -> None:
         assert "failed" not in run.counts
     assert [world.link_of(case).claim for case in cases if world.incident_of(case)] == [None] * 9
     assert [len(world.users(f"new{number}@customer.example")) for number in range(3)] == [1, 1, 1]
+
+
+# -- a recipe's first run -------------------------------------------------------------------------------------------------
+
+
+def _linked_beside(world: World) -> tuple[RunRow, list[Delivery], str]:
+    """Start a first run whose listing waits, and have a run of chosen cases link its case meanwhile."""
+    case = world.add_case(createdon=world.now(), modifiedon=world.now())
+    world.advance(5)
+    first = world.start("since_last_run")
+    world.pump._take()
+    waiting = [each for each in world.pump.waiting if each.queue == "pages"]
+    world.pump.waiting = [each for each in world.pump.waiting if each not in waiting]
+    world.start(f"ids={case}")
+    world.pump.run(for_s=30)
+    assert world.incident_of(case)
+    return first, waiting, case
+
+
+def _two_of_its_title(world: World, incident: Facts) -> None:
+    world.servicenow.update("incident", incident["sys_id"], correlation_id="", number="INC0000001")
+    for number in ("INC0000002", "INC0000003"):
+        facts = {name: incident[name] for name in ("short_description", "caller_id")}
+        world.servicenow.insert("incident", number=number, **facts)
+
+
+def _closed_copy(world: World, incident: Facts) -> None:
+    copied = {"correlation_id": incident["correlation_id"], "short_description": "Copy", "number": "INC0000004"}
+    world.servicenow.update("incident", incident["sys_id"], correlation_id="")
+    world.servicenow.insert("incident", **copied, **CLOSED)
+
+
+def _renamed_user(world: World, incident: Facts) -> None:
+    world.servicenow.update("sys_user", incident["caller_id"], email="new@customer.example", user_name="new")
+
+
+@pytest.mark.parametrize("change", [_two_of_its_title, _closed_copy, _renamed_user])
+def test_case_linked_beside_a_first_run(world: World, change: Callable[[World, Facts], None]) -> None:
+    """Nothing of what the rules and the users would say counts: its link is looked up, and nothing has changed."""
+    first, waiting, case = _linked_beside(world)
+    users = len(world.servicenow.rows("sys_user"))
+    change(world, world.incident_of(case))
+
+    world.pump.waiting += waiting
+    world.pump.run()
+
+    assert world.run_row(first).counts == {"unchanged": 1}
+    assert len(world.servicenow.rows("sys_user")) == users
+
+
+def test_update_of_a_case_linked_beside_a_first_run(world: World) -> None:
+    """It reaches the linked incident, although an agent's closed copy carries the case's id."""
+    first, waiting, case = _linked_beside(world)
+    _closed_copy(world, world.incident_of(case))
+    world.edit_case(case, title="Edited")
+    world.advance(1200)
+
+    world.pump.waiting += waiting
+    world.pump.run()
+
+    assert world.run_row(first).counts == {"updated": 1}
+    assert [each["short_description"] for each in world.incidents() if each["number"] != "INC0000004"] == ["Edited"]

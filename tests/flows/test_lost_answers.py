@@ -1,7 +1,9 @@
 """Answers that are lost, messages that come twice or out of order: nothing is lost, nothing is doubled."""
 
 import random
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -283,3 +285,24 @@ def test_message_that_kills_its_worker_each_time_becomes_a_failed_result(world: 
     assert world.results(run)[good].outcome == "created"
     assert run.state is RunState.COMPLETED_WITH_FAILURES
     assert len(world.mailbox.mails) == 1
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_create_in_doubt_that_a_kill_interrupts_counts_as_created(world: World, nth: int) -> None:
+    """The answer is lost, the record is found, and the process ends after any of the writes of its link: it is our doing."""
+    world.add_case()
+    world.servicenow.add_fault(kind=FaultKind.RESET_AFTER, method="POST", path=INCIDENT)
+    carry, seen = world.wire.carry, []
+
+    def counting(label: str, call: Callable[[], Any]) -> Any:
+        seen.extend([label] if label == "storage PUT links" else [])
+        if label == "storage PUT links" and len(seen) == nth:
+            world.wire.kill_on(label, after=True)
+        return carry(label, call)
+
+    with mock.patch.object(world.wire, "carry", counting):
+        run = world.sync()
+
+    assert world.pump.kills == 1
+    assert len(world.incidents()) == 1
+    assert run.counts == {"created": 1}
