@@ -4,16 +4,17 @@ So the target always has as many calls under way as it allows, and no phase of o
 """
 
 import contextlib
-import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
+from pydantic import TypeAdapter
+
 from shared import attempt
 from shared.clients.system import Row
 from shared.errors import RateLimitedError, StateError
-from shared.state.messages import PageMessage
+from shared.state.messages import PageMessage, RowModel
 from shared.state.rows import PageRow, shard_of
 from shared.state.storage import SideBySide
 from sync.app import App
@@ -28,6 +29,7 @@ LONGEST_WAIT_S = 120.0  # for room, where the attempt has no end
 AT_ONCE = 3  # portions of a page: one is claimed, one is written, one is stored
 THREADS = 32  # of a process, for the portions of all its pages
 _SIDE_BY_SIDE = SideBySide(THREADS)
+_PACKED = TypeAdapter(list[RowModel])
 
 
 def by_shard(works: Sequence[Work]) -> list[Work]:
@@ -131,15 +133,16 @@ class Listed:
     """A page's rows as they were listed; packed while the page waits, they take a fifth of the memory."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows, self._packed = rows, b""
+        self._rows, self._packed = rows, b"[]"
 
     def pack(self) -> None:
-        """Make the rows small until they are asked for."""
-        self._rows, self._packed = (), pickle.dumps(self._rows)
+        """Make the rows small until they are asked for. One that could not be read stays as it is."""
+        packed = [RowModel.of(row) for row in self._rows if not row.problem]
+        self._rows, self._packed = [row for row in self._rows if row.problem], _PACKED.dump_json(packed)
 
     def by_key(self) -> dict[str, Row]:
         """Return the rows by their keys."""
-        rows = pickle.loads(self._packed) if self._packed else self._rows  # noqa: S301  # what we packed ourselves
+        rows = [*self._rows, *(each.row() for each in _PACKED.validate_json(self._packed))]
         return {row.key: row for row in rows}
 
 
