@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from shared import attempt
 from shared.clients.system import Changed, Row, System
-from shared.errors import ConfigError, RateLimitedError, RejectedError, RemoteError, SyncError
+from shared.errors import ConfigError, RejectedError, RemoteError, SyncError
 from shared.state.messages import ItemModel, ItemsMessage, PageMessage, RowModel
 from shared.state.queues import again, fit
 from shared.state.rows import CursorRow, Outcome, PageRow, ResultRow, RunKind, RunRow, RunState, key_text
@@ -178,8 +178,8 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, message_
             works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
             released = run.released
             held, counted = _fan_out(app, flow, run, page.page, works, owner, released=released, only=only, relay=relay)
-    except RateLimitedError as exc:
-        if relay is None or exc.code != "worker_busy":
+    except RemoteError as exc:
+        if relay is None:
             raise
         waiting = message.model_copy(update={"next_sent": relay.sent})  # else each copy of a page would beget another
         _later_or_fail(app, flow, run, waiting, message_id, exc)

@@ -4,6 +4,7 @@ So the target always has as many calls under way as it allows, and no phase of o
 """
 
 import contextlib
+import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -133,17 +134,20 @@ class Listed:
     """A page's rows as they were listed; packed while the page waits, they take a fifth of the memory."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows, self._packed = rows, b"[]"
+        self._rows = {row.key: row for row in rows}
+        self._packed = "[]"
 
     def pack(self) -> None:
         """Make the rows small until they are asked for. One that could not be read stays as it is."""
-        packed = [RowModel.of(row) for row in self._rows if not row.problem]
-        self._rows, self._packed = [row for row in self._rows if row.problem], _PACKED.dump_json(packed)
+        packed = [RowModel.of(row) for row in self._rows.values() if not row.problem]
+        self._packed = json.dumps(
+            _PACKED.dump_python(packed, mode="json")
+        )  # pydantic's own JSON takes no half characters
+        self._rows = {key: row for key, row in self._rows.items() if row.problem}
 
     def by_key(self) -> dict[str, Row]:
         """Return the rows by their keys."""
-        rows = [*self._rows, *(each.row() for each in _PACKED.validate_json(self._packed))]
-        return {row.key: row for row in rows}
+        return self._rows | {each.key: each.row() for each in _PACKED.validate_python(json.loads(self._packed))}
 
 
 class Room:
@@ -165,18 +169,18 @@ class Room:
         if not records:
             yield
             return
-        wanted, me = min(records, self._records), object()
+        wanted, me, came = min(records, self._records), object(), False
         wait_s = min(LONGEST_WAIT_S, attempt.current().left_s() / 2)
         with self._changed:
-            waits = self._line or self._free < wanted
             self._line.append(me)
-        if waits:
-            pack()
-        with self._changed:
-            came = self._changed.wait_for(lambda: self._line[0] is me and self._free >= wanted, wait_s)
-            self._line.remove(me)
-            self._free -= wanted if came else 0
-            self._changed.notify_all()
+            try:
+                if self._line[0] is not me or self._free < wanted:
+                    pack()
+                came = self._changed.wait_for(lambda: self._line[0] is me and self._free >= wanted, wait_s)
+            finally:
+                self._line.remove(me)
+                self._free -= wanted if came else 0
+                self._changed.notify_all()
         if not came:
             raise RateLimitedError(
                 "This worker has enough records in hand; the page waits. If this lasts, let the app scale out.",

@@ -192,8 +192,9 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
         _look_doubtful_up(flow, run, work, taken.create_by)
-        creating = not links.is_linked(work.link) or not work.open or _unrepeatable(flow, work.decided)
-        work.link = links.renew(flow, work.link, work.owner, creating=creating)
+        creating = not work.open or _unrepeatable(flow, work.decided)
+        if creating or links.is_linked(work.link):  # else it is the record of that create: a repeat is to see so too
+            work.link = links.renew(flow, work.link, work.owner, creating=creating)
     try:
         if taken.create_by is None and taken.changed:
             _read_again(flow, work)

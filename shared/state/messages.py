@@ -122,7 +122,7 @@ class PageMessage(Message):
     page: int = 0
     link: str = ""  # the previous page's next link
     release: bool = False  # the page is listed; its held records may go
-    next_sent: bool = False  # the next page's message has been sent, before this one went back for want of room
+    next_sent: bool = False  # the next page's message was sent before this one went back
 
 
 class ItemsMessage(Message):

@@ -124,7 +124,16 @@ def test_waiting_rows_are_packed(bulk: World, monkeypatch: pytest.MonkeyPatch) -
 
 def test_packed_rows_are_as_they_were() -> None:
     """Values of every kind, and what could not be read of a row."""
-    fields = {"text": "x", "number": 7, "share": 0.5, "yes": True, "at": NOW, "none": None, "many": [1, "a"]}
+    fields = {
+        "text": "x",
+        "half": "\ud83d",
+        "number": 7,
+        "share": 0.5,
+        "yes": True,
+        "at": NOW,
+        "none": None,
+        "many": [1, "a"],
+    }
     rows = [
         Row("a", fields, version="3", changed_at=NOW, created_at=NOW, closed=True),
         Row("b", {}, problem="No time."),
@@ -134,6 +143,20 @@ def test_packed_rows_are_as_they_were() -> None:
     listed.pack()
 
     assert listed.by_key() == {row.key: row for row in rows}
+
+
+def test_page_that_cannot_be_packed_leaves_the_line() -> None:
+    """Whatever goes wrong with it, those behind it get their room."""
+    room = Room(100)
+
+    def fail() -> None:
+        raise KeyError
+
+    with room.hold(80):
+        with pytest.raises(KeyError), room.hold(30, fail):
+            pass
+        with room.hold(20):
+            assert not room._line
 
 
 def test_page_of_a_run_that_was_cancelled_while_it_waited_is_not_worked(bulk: World, monkeypatch) -> None:
