@@ -140,9 +140,8 @@ class Listed:
     def pack(self) -> None:
         """Make the rows small until they are asked for. One that could not be read stays as it is."""
         packed = [RowModel.of(row) for row in self._rows.values() if not row.problem]
-        self._packed = json.dumps(
-            _PACKED.dump_python(packed, mode="json")
-        )  # pydantic's own JSON takes no half characters
+        # Not pydantic's own JSON: it takes no half characters, which vendors' texts may hold.
+        self._packed = json.dumps(_PACKED.dump_python(packed, mode="json"))
         self._rows = {key: row for key, row in self._rows.items() if row.problem}
 
     def by_key(self) -> dict[str, Row]:
