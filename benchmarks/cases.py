@@ -57,7 +57,6 @@ ENDED = ("completed", "failed", "cancelled", "completed_with_warnings", "complet
 PAGE_SIZES = {lane: Dynamics365Connection.model_fields[name].default for lane, name in LANES.items()}
 BARE_S = 2.0  # that the bare program is run for at the least
 LOOK_S = 2.0  # between our looks at a run: each costs two storage operations, which are counted
-OTHER_LINKS = 10_000
 INDEXED = Path(__file__).parent / "indexed_tables.cjs"
 CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 ACCESS = re.compile(r'"(\w+) /\w+/([\w$-]+)?(/messages|\()?')
@@ -76,6 +75,7 @@ class Setup:
     cap: int
     page_size: int  # cases per page of Dynamics 365
     tables: str = "azurite"  # as it is, or "indexed"
+    others: int = 10_000  # links of other cases, in each mode but `new`
 
 
 # -- the stub as a process ------------------------------------------------------------------------------------------------
@@ -181,12 +181,12 @@ class Bench:
                 cold_s = _warm_up(host, stub)
                 if setup.mode == "new":
                     _forget_first_run(storage)
-                elif setup.mode in ("since", "later"):
-                    _link_others(storage)
-                    if setup.mode == "since":
-                        stub.ask("bear")
                 else:
+                    _link_others(storage, setup.others)
+                if setup.mode in ("changed", "unchanged"):
                     _run(host, setup.cases)
+                if setup.mode == "since":
+                    stub.ask("bear")
                 if setup.mode == "changed":
                     stub.ask("touch")
                 stub.ask("clear")
@@ -232,12 +232,12 @@ def _forget_first_run(storage: Azurite) -> None:
             tables.delete(row)
 
 
-def _link_others(storage: Azurite) -> None:
-    """Store links of other cases, as many as make a page's own stand far from each other."""
+def _link_others(storage: Azurite, count: int) -> None:
+    """Store links of other cases, among which a page's own stand far from each other."""
     side, target = "dynamics365.incident", "servicenow.incident"
     links = [
         LinkRow(pair=pair_name(side, target), side=side, key=str(uuid.uuid4()), other_key=uuid.uuid4().hex)
-        for _ in range(OTHER_LINKS)
+        for _ in range(count)
     ]
     shards: dict[str, list[LinkRow]] = {}
     for link in links:
@@ -379,6 +379,7 @@ def main() -> int:
     add("--cap", default="52", help="calls to ServiceNow at the same time")
     add("--page-size", default="0", help="cases per page; 0: the lane's default")
     add("--tables", default="azurite", help="azurite: as it is; indexed: with an index by key, as Azure's tables have")
+    add("--others", default="10000", help="links of other cases in the tables, in each mode but new")
     add("--repeat", type=int, default=1, help="runs of each row, of which the median is shown")
     add("--profile", type=Path, help="folder that gets a profile of every worker thread")
     add("--no-file", action="store_true", help="print only")
@@ -392,6 +393,7 @@ def main() -> int:
         [int(text) for text in options.cap.split(",")],
         [int(text) for text in options.page_size.split(",")],
         options.tables.split(","),
+        [int(text) for text in options.others.split(",")],
     ]
     rows = []
     with bench() as shared:

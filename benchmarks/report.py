@@ -25,6 +25,7 @@ COLUMNS = (
     ("cap", "cap", "{}"),
     ("page_size", "page", "{}"),
     ("tables", "tables", "{}"),
+    ("others", "others", "{}"),
     ("cases_per_s", "cases/s", "{:.1f}"),
     ("cases_per_s_to_end", "to the end", "{:.1f}"),
     ("bare_cases_per_s", "bare/s", "{:.0f}"),

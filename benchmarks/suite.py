@@ -26,6 +26,8 @@ LARGE_PAGE = 400  # BULK_PAGE_SIZE where many calls may be made at once, as docs
 BULK_CALLS: tuple[Target, ...] = (("servicenow_calls", "<=", 1.1), ("storage_operations", "<=", 0.3))
 SINGLE: Target = ("storage_operations", "<=", 6.5)
 LINKED: Target = ("storage_operations", "<=", 1.3)  # where links exist
+CHANGED_CALLS: Target = ("servicenow_calls", "<=", 1.05)
+UNCHANGED_CALLS: Target = ("servicenow_calls", "<=", 0.03)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +64,13 @@ def all_lines() -> list[Line]:
         Line(_setup("bulk", 100.0, 1), (_ratio(ALONE), CPU, MEMORY, COLD, *BULK_CALLS)),
         *lines,
         Line(_setup("bulk", 100.0, 2, mode="since"), (CPU, *BULK_CALLS), repeats=1),
-        Line(_setup("bulk", 100.0, 1, mode="changed"), (CPU, LINKED, ("servicenow_calls", "<=", 1.05)), repeats=1),
-        Line(_setup("bulk", 100.0, 1, mode="unchanged"), (("servicenow_calls", "<=", 0.03),), repeats=1),
+        Line(_setup("bulk", 100.0, 1, mode="changed"), (CPU, LINKED, CHANGED_CALLS), repeats=1),
+        Line(_setup("bulk", 100.0, 1, mode="unchanged"), (LINKED, UNCHANGED_CALLS), repeats=1),
         Line(_setup("bulk", 100.0, 1, cap=SMALL_CAP), (_small_cap(100.0),), repeats=2),
         Line(_setup("single", 100.0, 1), (("cases_per_s", ">=", 60.0), SINGLE)),
         Line(_setup("single", 100.0, 1, mode="since"), (SINGLE,), repeats=1),
         Line(_setup("single", 100.0, 1, mode="later"), (SINGLE,), repeats=1),
+        Line(_setup("single", 100.0, 1, mode="changed"), (SINGLE, CHANGED_CALLS), repeats=1),
         Line(_setup("bulk", 25.0, 1, cases=1_000), (MEMORY,), repeats=1),
         Line(_setup("bulk", 25.0, 1, cases=10_000), (MEMORY,), repeats=1),
     ]

@@ -49,8 +49,8 @@ STORED: tuple[type[StateRow], ...] = (*ROWS, PermitRow)
 MAX_COMPARISONS = 15  # https://learn.microsoft.com/rest/api/storageservices/querying-tables-and-entities
 PAGE_ROWS = 1000
 LEAST_TOGETHER = 8  # rows of one partition that are wanted together, from which on its keys are read
-WORTH_A_READ = 6  # so many rows of a stretch cost about as much as reading one by its key
-KEYS_WORTH_A_READ = 200  # and so many keys
+KEYS_WORTH_A_READ = 200  # so many keys cost about as much as reading a row by its key
+ROWS_AT_ONCE = MAX_COMPARISONS - 3  # that one query names, beside their partition and where they begin and end
 KEYS_HEADERS = {"Accept": "application/json;odata=nometadata", "DataServiceVersion": "3.0"}
 NEXT = ("NextPartitionKey", "NextRowKey")  # where a list goes on
 TRIES = 3  # of a write whose outcome is not known, each with a look in between
@@ -87,12 +87,19 @@ class RowChangedError(RowError):
     code = "row_changed"
 
 
-def build_filter(comparisons: Sequence[Comparison]) -> tuple[str, dict[str, Any]]:
-    """Build a filter in which all comparisons hold, and its parameters. Raises StateError above Azure's limit."""
-    if len(comparisons) > MAX_COMPARISONS:
-        raise StateError(f"A filter of {len(comparisons)} comparisons; Azure takes {MAX_COMPARISONS}")
-    text = " and ".join(f"{column} {operator} @p{number}" for number, (column, operator, _) in enumerate(comparisons))
-    return text, {f"p{number}": value for number, (_, _, value) in enumerate(comparisons)}
+def build_filter(comparisons: Sequence[Comparison], any_of: Sequence[Comparison] = ()) -> tuple[str, dict[str, Any]]:
+    """Build a filter in which all comparisons hold, and one of `any_of`; and its parameters.
+
+    Raises StateError above Azure's limit.
+    """
+    every = [*comparisons, *any_of]
+    if len(every) > MAX_COMPARISONS:
+        raise StateError(f"A filter of {len(every)} comparisons; Azure takes {MAX_COMPARISONS}")
+    texts = [f"{column} {operator} @p{number}" for number, (column, operator, _) in enumerate(every)]
+    text = " and ".join(texts[: len(comparisons)])
+    if any_of:
+        text += f" and ( {' or '.join(texts[len(comparisons) :])} )"  # the SDK finds parameters between spaces
+    return text, {f"p{number}": value for number, (_, _, value) in enumerate(every)}
 
 
 class Tables:
@@ -125,8 +132,8 @@ class Tables:
     def get_many(self, model: type[R], keys: Sequence[tuple[str, str]]) -> list[R | None]:
         """Return the rows of many (partition key, row key) pairs in their order.
 
-        Of several in one partition its keys tell which are there, unless very many stand between them. Rows that stand
-        close together are read as a stretch, the others one by one, side by side.
+        Of several in one partition its keys tell which are there, and these are read a dozen a query. Where very many
+        others stand between them, so that storage would look through all of these, each is read by itself, side by side.
         """
         partitions: dict[str, set[str]] = defaultdict(set)
         for partition_key, row_key in keys:
@@ -140,29 +147,31 @@ class Tables:
         return [found[key] for key in keys]
 
     def _get_neighbours(self, model: type[R], partition_key: str, wanted: list[str]) -> dict[tuple[str, str], R | None]:
-        """Look sorted keys of a partition up among all keys there, then read in one stretch those that stand close together.
-
-        What is not in the answer is to be read by itself.
-        """
+        """Look sorted keys of a partition up among all keys there, and read those that are; what is not answered is left."""
         check_keys(model, partition_key, *wanted)
         answers: dict[tuple[str, str], R | None] = {}
         while wanted:
             keys = self._read_keys(model, partition_key, wanted[0], wanted[-1])
             passed = len(wanted) if len(keys) < PAGE_ROWS else bisect.bisect_right(wanted, keys[-1])
-            there = {key: number for number, key in enumerate(keys)}
+            there = set(keys)
+            answers |= dict.fromkeys((partition_key, row_key) for row_key in wanted[:passed])
             present = [row_key for row_key in wanted[:passed] if row_key in there]
-            answers |= dict.fromkeys((partition_key, row_key) for row_key in wanted[:passed] if row_key not in there)
-            gained = passed - len(present)
-            if present and len(present) * WORTH_A_READ > there[present[-1]] - there[present[0]]:
-                bounds = _between("RowKey", present[0], present[-1] + "!")
-                rows = self._rows(model, [("PartitionKey", "eq", partition_key), *bounds], None, None)
-                stretch = {row.row_key: row for row in rows}
-                answers |= {(partition_key, row_key): stretch.get(row_key) for row_key in present}
-                gained = passed
+            for at in range(0, len(present), ROWS_AT_ONCE):
+                rows = self._read_named(model, partition_key, present[at : at + ROWS_AT_ONCE])
+                answers |= {(partition_key, row.row_key): row for row in rows}
             wanted = wanted[passed:]
-            if gained * KEYS_WORTH_A_READ < len(keys):
+            if passed * KEYS_WORTH_A_READ < len(keys):
                 break
         return answers
+
+    def _read_named(self, model: type[R], partition_key: str, row_keys: list[str]) -> Iterator[R]:
+        """Return the rows of a few sorted keys; storage looks through all between them, and only through these."""
+        within: list[Comparison] = [
+            ("PartitionKey", "eq", partition_key),
+            ("RowKey", "ge", row_keys[0]),
+            ("RowKey", "le", row_keys[-1]),
+        ]
+        return self._rows(model, within, any_of=[("RowKey", "eq", row_key) for row_key in row_keys])
 
     def _read_keys(self, model: type[R], partition_key: str, first: str, last: str) -> list[str]:
         """Return a partition's keys from one key to another, the first PAGE_ROWS of them, in order.
@@ -226,10 +235,16 @@ class Tables:
         return sum(1 for _ in self.query(model, partition_key, row_from, row_to, select=()))
 
     def _rows(
-        self, model: type[R], comparisons: list[Comparison], limit: int | None, select: Sequence[str] | None
+        self,
+        model: type[R],
+        comparisons: list[Comparison],
+        limit: int | None = None,
+        select: Sequence[str] | None = None,
+        any_of: Sequence[Comparison] = (),
     ) -> Iterator[R]:
         names = None if select is None else frozenset(select)
-        for entity in islice(self._pages(model, comparisons, limit, names), limit):
+        filtered = build_filter(comparisons, any_of)
+        for entity in islice(self._pages(model, filtered, limit, names), limit):
             if names is None:
                 yield from_entity(model, entity, _etag(entity))
                 continue
@@ -241,14 +256,17 @@ class Tables:
                     yield from_selected(model, whole, _etag(whole), names)
 
     def _pages(
-        self, model: type[StateRow], comparisons: list[Comparison], limit: int | None, names: frozenset[str] | None
+        self,
+        model: type[StateRow],
+        filtered: tuple[str, dict[str, Any]],
+        limit: int | None,
+        names: frozenset[str] | None,
     ) -> Iterator[Entity]:
-        text, parameters = build_filter(comparisons)
         pages = (
             self._client(model)
             .query_entities(
-                text,
-                parameters=parameters,
+                filtered[0],
+                parameters=filtered[1],
                 results_per_page=min(limit or PAGE_ROWS, PAGE_ROWS),
                 select=None if names is None else selected_columns(names),
                 raw_response_hook=self._clock.note(),
@@ -256,15 +274,16 @@ class Tables:
             .by_page()
         )
         while True:
-            self.operations.add("query")
             try:
                 page = list(next(pages))
-            except StopIteration:
+            except StopIteration:  # no request was made
                 return
             except AzureError as exc:
+                self.operations.add("query")
                 if code_of(exc) == "TableNotFound":
                     return
                 raise state_error(exc, f"list {model.TABLE}") from None
+            self.operations.add("query")
             yield from page
 
     def _find(self, model: type[StateRow], partition_key: str, row_key: str) -> Any:
