@@ -157,6 +157,7 @@ def _match_late(flow: Flow, run: RunRow, works: Sequence[Work]) -> list[Work]:
     refusals = {id(work): work.error for work in works}
     for work in works:
         work.error = None
+        _disbelieve_page(work)
     guarded(flow, list(works), match)
     each(works, lambda work: decide_work(flow, run, work))
     each(works, lambda work: settle_without_write(flow, run, work))
@@ -230,8 +231,13 @@ def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
     try:
         links.own_target(flow, link, key)
     except RejectedError as exc:
-        work.item = work.item.model_copy(update={"prepared": None})  # what its page found out is not true any more
+        _disbelieve_page(work)
         raise RateLimitedError(exc.message, code=exc.code, retry_after_s=1.0) from exc
+
+
+def _disbelieve_page(work: Work) -> None:
+    """Let what a record's page found out go: it is not true any more, and its message may come again."""
+    work.item = work.item.model_copy(update={"prepared": None})
 
 
 def _release(flow: Flow, work: Work) -> None:
@@ -259,6 +265,7 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
     """Forget what was prepared: another message has worked this record meanwhile."""
     if not work.open:
         return
+    _disbelieve_page(work)
     work.target, work.matched, work.mapped, work.references, work.families = None, False, None, {}, None
     map_work(flow, work)
     scope(flow, run, work)
@@ -296,6 +303,7 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) 
 
 def _find_by_first_rule(flow: Flow, work: Work) -> Match | None:
     """Ask the vendor who has the record's value in the first match rule. Raises SyncError when that is no one free record."""
+    _disbelieve_page(work)
     first = [rule for rule in flow.recipe.block.match if not rule.link][:1]
     answer = find_targets(flow, [work], first, anew=True)[0]
     if work.error is not None:
