@@ -25,7 +25,7 @@ from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
 from sync.outcomes import Again
-from sync.portions import ROOM, Listed, Relay, by_shard, permits_of, send_next, send_those_in_turn, work_portions
+from sync.portions import ROOM, Listed, Relay, by_shard, permits_of, send_those_in_turn, work_portions
 from sync.recipe import GoneAction
 from sync.verify import verify
 from sync.work import Work
@@ -148,47 +148,55 @@ def _validate_once(app: App, flow: Flow) -> None:
 
 def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, message_id: str) -> None:
     owner = message.first_id or message_id
-    blank = PageRow(run_id=run.run_id, page=message.page)
-    page = app.tables.get(PageRow, blank.partition_key, blank.row_key)
-    listed: Listed | None = None
-    if page is None:
-        page, listed = _fetch_page(app, flow, run, message)
-        try:
-            page = app.tables.insert(page)
-        except RowExistsError as exc:
-            if not isinstance(exc.stored, PageRow):
-                raise
-            page, listed = exc.stored, None  # another copy of this message was faster: its manifest counts
+    page, listed = _find_or_list(app, flow, run, message)
     if page.fanned_out:
         return
-    relay = Relay(app, flow, page, sent=message.next_sent) if bulk.is_bulk(app, run, page) else None
+    in_bulk = bulk.is_bulk(app, run, page)
+    relay = Relay(app, flow, page, sent=message.next_sent)
     if page.last:
         app.change_run(run.run_id, last_page=page.page)
-    elif relay is not None:
+    elif in_bulk:
         relay.send_in_turn()
     else:
-        send_next(app, page)
+        relay.send()
     keys, listed = (page.keys, listed) if listed is not None else (_keys_without_result(app, page), Listed(()))
-    only = page.last and page.page == 0
+
+    def fan_out(relay: Relay | None) -> tuple[list[str], guards.Counted]:
+        known, only = listed.by_key(), page.last and page.page == 0
+        works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
+        return _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
+
     try:
-        with relay or contextlib.nullcontext(), ROOM.hold(len(keys) if relay is not None else 0, listed.pack):
-            if relay is not None and _has_ended(app, run):
-                return
-            known = listed.by_key()
-            works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
-            released = run.released
-            held, counted = _fan_out(app, flow, run, page.page, works, owner, released=released, only=only, relay=relay)
+        if not in_bulk:
+            held, counted = fan_out(None)
+        else:
+            with relay, ROOM.hold(len(keys), listed.pack):
+                if _has_ended(app, run):
+                    return
+                held, counted = fan_out(relay)
     except RemoteError as exc:
-        if relay is None:
-            raise
         waiting = message.model_copy(update={"next_sent": relay.sent})  # else each copy of a page would beget another
         _later_or_fail(app, flow, run, waiting, message_id, exc)
         return
-    if relay is not None:
-        relay.send()
+    relay.send()
     _mark_fanned_out(app, page, held, counted)
-    if relay is not None:
+    if in_bulk:
         send_those_in_turn()
+
+
+def _find_or_list(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tuple[PageRow, Listed | None]:
+    """Return a page's manifest, and its rows where they were listed just now."""
+    blank = PageRow(run_id=run.run_id, page=message.page)
+    page = app.tables.get(PageRow, blank.partition_key, blank.row_key)
+    if page is not None:
+        return page, None
+    page, listed = _fetch_page(app, flow, run, message)
+    try:
+        return app.tables.insert(page), listed
+    except RowExistsError as exc:
+        if not isinstance(exc.stored, PageRow):
+            raise
+        return exc.stored, None  # another copy of this message was faster: its manifest counts
 
 
 def _has_ended(app: App, run: RunRow) -> bool:

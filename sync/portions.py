@@ -56,11 +56,6 @@ def work_portions(take: Callable[[], Sequence[Work]], step: Callable[[Sequence[W
     _SIDE_BY_SIDE.map(work_some, range(AT_ONCE))
 
 
-def send_next(app: App, page: PageRow) -> None:
-    """Have the page behind a page listed, by whichever worker is free."""
-    app.queues.send(PageMessage(run_id=page.run_id, page=page.page + 1, link=page.next_link, first_sent_at=app.now()))
-
-
 class Relay:
     """Sends the next page on once, as soon as few enough earlier pages are in hand, at the latest when this one is done.
 
@@ -71,6 +66,7 @@ class Relay:
         self._app, self._page = app, page
         self._before = page.page + 1 - pages_at_once(app, flow)
         self.sent = sent or page.last
+        self._over = False  # it is left: others look no more
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -81,11 +77,13 @@ class Relay:
     def __exit__(self, *exc: object) -> None:
         with _RELAYS_LOCK:
             _RELAYS.remove(self)
+        with self._lock:
+            self._over = True
 
     def send_in_turn(self) -> None:
         """Send the next page if its turn has come."""
         with self._lock:
-            if self.sent:
+            if self.sent or self._over:
                 return
             earlier = (
                 self._app.tables.get(PageRow, self._page.run_id, f"{self._before:06d}") if self._before >= 0 else None
@@ -100,7 +98,10 @@ class Relay:
                 self._send()
 
     def _send(self) -> None:
-        send_next(self._app, self._page)
+        app, page = self._app, self._page
+        app.queues.send(
+            PageMessage(run_id=page.run_id, page=page.page + 1, link=page.next_link, first_sent_at=app.now())
+        )
         self.sent = True
 
 
