@@ -23,6 +23,7 @@ from shared.errors import (
     TransientError,
 )
 from shared.state import claims
+from shared.state.messages import ItemModel
 from shared.state.rows import IdentityRow, LinkRow, Outcome, RunRow
 from sync import links
 from sync.decide import (
@@ -112,7 +113,8 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
         for work in claimed
         if isinstance(answer := answers.get(id(work)), SyncError) and not _may_have_happened(flow, work.decided, answer)
     ]
-    book.release([row for work in unwritten for row in (work.link, work.identity) if row is not None])
+    known = [work for work in unwritten if not _leave_found(flow, work)]
+    book.release([row for work in known for row in (work.link, work.identity) if row is not None])
     for work in unwritten:
         work.unwritten = True
     for work in claimed:
@@ -157,7 +159,6 @@ def _match_late(flow: Flow, run: RunRow, works: Sequence[Work]) -> list[Work]:
     refusals = {id(work): work.error for work in works}
     for work in works:
         work.error = None
-        _disbelieve_page(work)
     guarded(flow, list(works), match)
     each(works, lambda work: decide_work(flow, run, work))
     each(works, lambda work: settle_without_write(flow, run, work))
@@ -193,7 +194,7 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
         _look_doubtful_up(flow, run, work, taken.create_by)
-        creating = not work.open or _unrepeatable(flow, work.decided)
+        creating = work.open and _unrepeatable(flow, work.decided)
         if creating or links.is_linked(work.link):  # else it is the record of that create: a repeat is to see so too
             work.link = links.renew(flow, work.link, work.owner, creating=creating)
     try:
@@ -236,11 +237,28 @@ def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
 
 
 def _disbelieve_page(work: Work) -> None:
-    """Let what a record's page found out go: it is not true any more, and its message may come again."""
-    work.item = work.item.model_copy(update={"prepared": None})
+    """Let what a record's page found out go, its row as well: it is not true any more, and the message may come again."""
+    work.item = ItemModel(key=work.key)
+
+
+def _leave_found(flow: Flow, work: Work) -> bool:
+    """Leave the claims of a record in doubt that was found after a doubt and could not be linked; False for all others.
+
+    Nothing else says that it is there to whom prepared it before: who comes next is to look it up as well.
+    """
+    if not work.doubtful or work.target is None or work.linked_key:
+        return False
+    with contextlib.suppress(RateLimitedError):  # taken over meanwhile: it is the other's doubt
+        if work.link is not None:
+            links.leave_in_doubt(flow, work.link)
+        if work.identity is not None:
+            links.leave_in_doubt(flow, work.identity)
+    return True
 
 
 def _release(flow: Flow, work: Work) -> None:
+    if _leave_found(flow, work):
+        return
     if work.link is not None:
         links.release(flow, work.link, keep=links.is_linked(work.link))
     if work.identity is not None:
@@ -292,6 +310,7 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) 
         work.doubtful = True  # an append: its marker is looked for before it is sent again
         _decide_anew(flow, run, work)
         return
+    _disbelieve_page(work)
     found = _find_by_first_rule(flow, work)
     if found is not None:
         sent_at = create_by - timedelta(seconds=flow.limits.create_s + CLOCKS_APART_S)
@@ -303,7 +322,6 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) 
 
 def _find_by_first_rule(flow: Flow, work: Work) -> Match | None:
     """Ask the vendor who has the record's value in the first match rule. Raises SyncError when that is no one free record."""
-    _disbelieve_page(work)
     first = [rule for rule in flow.recipe.block.match if not rule.link][:1]
     answer = find_targets(flow, [work], first, anew=True)[0]
     if work.error is not None:
@@ -359,11 +377,12 @@ def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) ->
         work.identity = taken.row
         return
     links.wait_for_create(flow, taken.create_by)  # the doubt stays until it is settled: it may be another record's
+    _disbelieve_page(work)
     if work.linked_key:
         _check_free(flow, work)
     elif (found := _find_by_first_rule(flow, work)) is not None:
-        links.release(flow, taken.row)
-        work.target, work.matched_by = found.row, "+".join(found.rule.fields)
+        work.target, work.doubtful, work.identity = found.row, True, taken.row
+        work.matched_by = "+".join(found.rule.fields)
         decide_work(flow, run, work)
         return
     work.identity = links.renew(flow, taken.row.model_copy(update={"link_key": work.key}), work.owner)
@@ -473,10 +492,11 @@ def _settle(flow: Flow, run: RunRow, work: Work, answer: Written | SyncError | N
             work.siblings.owners[answer.key] = work.key
         if new and decision.action is Action.CREATE and work.siblings is None:
             book.own_target(link, answer.key)
-        if work.identity is not None and work.siblings is None:
-            changes = {"claim": None, "key": answer.key, "link_key": work.key}
-            book.store_value(link, work.identity.model_copy(update=changes))
-            _forget_value(flow, work)
+    target = work.written or work.target
+    if work.identity is not None and work.siblings is None and target is not None:
+        changes = {"claim": None, "key": target.key, "link_key": work.key}
+        book.store_value(link, work.identity.model_copy(update=changes))
+        _forget_value(flow, work)
     shown = answer.row.fields if answer is not None and answer.row is not None else None
     agreed, inputs, work.lost = agreement(
         decision, work.fields, flow.target_name, link if not new else None, work.target, shown, flow.digests

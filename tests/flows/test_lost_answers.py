@@ -306,32 +306,3 @@ def test_create_in_doubt_that_a_kill_interrupts_counts_as_created(world: World, 
     assert world.pump.kills == 1
     assert len(world.incidents()) == 1
     assert run.counts == {"created": 1}
-
-
-def test_what_a_page_found_out_is_not_believed_after_a_doubt_was_looked_up(world: World) -> None:
-    """A message takes an expired claim over, finds the record that its page did not, and is put off: it creates nothing."""
-    case = world.add_case("Old title")
-    incident = _prepare_two_runs(world, case)
-    world.servicenow.add_fault(FaultKind.STATUS, method="PATCH", status=429, headers={"Retry-After": "1"}, times=3)
-
-    world.pump.run()
-
-    (found,) = world.incidents()
-    assert (found["sys_id"], found["short_description"]) == (incident, "Old title")
-
-
-def _prepare_two_runs(world: World, case: str) -> str:
-    """Let a run's message die for ever before its create shows, and a second one prepare the record before that.
-
-    Returns the incident that shows then, with another title; the first one's claim is over.
-    """
-    world.start(f"ids={case}", mail_to=())
-    world.wire.kill_on("servicenow POST api/now/table/incident", after=False)
-    world.pump.run(until=lambda: world.pump.kills > 0)
-    world.pump.waiting.clear()
-    world.advance(10)
-    world.start(f"ids={case}", mail_to=())
-    world.pump.run(until=lambda: any(each.queue == "items" for each in world.pump.waiting))
-    incident = world.servicenow.insert("incident", correlation_id=case, short_description="Another title")
-    world.advance(LEASE_S - 10)
-    return incident
