@@ -322,6 +322,7 @@ def _numbers(
     beside = {name: after[name] - before[name] for name in ("host_cpu_s", "azurite_cpu_s", "stub_cpu_s")}
     worker_cpu_s = [end - start for start, end in zip(before["worker_cpu_s"], after["worker_cpu_s"], strict=True)]
     return dataclasses.asdict(setup) | {
+        "others": None if setup.mode == "new" else setup.others,
         "cases_per_s": cases / write_s,
         "cases_per_s_to_end": cases / end_s,
         "ratio_to_bare": cases / write_s / bare_rate,

@@ -1,15 +1,19 @@
-"""`python -m benchmarks.growth`: what the storage emulator itself takes for our kinds of calls while its tables grow.
+"""`python -m benchmarks.growth`: what storage itself takes for our kinds of calls while its tables grow.
 
 One caller, links and results as a run stores them, nothing beside. A run over many records is no more linear than this.
+With --account the tables are those of the account in AzureWebJobsStorage, under names of their own that are deleted at the
+end: what Azure takes is to be known before much depends on it.
 """
 
+import argparse
 import json
 import os
 import platform
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count, islice
@@ -21,9 +25,9 @@ from shared.state.rows import LinkRow, Outcome, ResultRow
 from shared.state.storage import connect_tables
 from shared.state.tables import Tables
 
-SIZES = (1_000, 10_000, 100_000)
 PAGE, SHARE = 100, 13  # records of a page, and those of them in one shard
 TIMES = 20
+ACCOUNT = "AzureWebJobsStorage"
 RUN = "case_to_incident-20260312T093000000-0000"
 
 T = TypeVar("T")
@@ -31,15 +35,38 @@ T = TypeVar("T")
 
 def main() -> int:
     """Fill the tables in steps, and print what a call takes at each, in ms."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--account", action="store_true", help="measure the account in AzureWebJobsStorage, not Azurite"
+    )
+    parser.add_argument("--sizes", default="1000,10000,100000", help="records in the tables")
+    options = parser.parse_args()
     rows = []
-    with Azurite() as storage, connect_tables(storage.connection_string) as service:
-        growth = Growth(Tables(service))
-        for size in SIZES:
+    with _account() if options.account else _emulator() as tables:
+        growth = Growth(tables)
+        for size in map(int, options.sizes.split(",")):
             growth.fill(size)
             rows.append({"records": size} | growth.measure())
             print(json.dumps(rows[-1]), flush=True)
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
     return 0
+
+
+@contextmanager
+def _emulator() -> Iterator[Tables]:
+    with Azurite() as storage, connect_tables(storage.connection_string) as service:
+        yield Tables(service)
+
+
+@contextmanager
+def _account() -> Iterator[Tables]:
+    prefix = f"growth{time.time_ns():x}"
+    with connect_tables(os.environ.get(ACCOUNT, "")) as service:  # which says what to do where there is none
+        try:
+            yield Tables(service, prefix)
+        finally:
+            for model in (LinkRow, ResultRow):
+                service.delete_table(prefix + model.TABLE)
 
 
 class Growth:
@@ -61,7 +88,11 @@ class Growth:
         """Return the medians of some calls of each kind, in ms."""
         self._times.clear()
         mine = (row for row in self._links if row.partition_key == self._shard)
-        for _ in range(TIMES):
+        there = [row.row_key for row in self._tables.query(LinkRow, self._shard, select=("side", "key", "parent"))]
+        for number in range(TIMES):
+            apart = max(1, len(there) // SHARE)
+            wanted = [(self._shard, key) for key in there[number % apart :: apart][:SHARE]]
+            self._timed("links of a page read", partial(self._tables.get_many, LinkRow, wanted))
             rows = list(islice(mine, SHARE))
             claimed = self._timed("claims", partial(self._tables.transact, [("insert", row) for row in rows]))
             self._timed("links", partial(self._tables.transact, [("replace", row) for row in claimed]))

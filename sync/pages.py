@@ -161,19 +161,19 @@ def _list_page(app: App, flow: Flow, run: RunRow, message: PageMessage, message_
         relay.send()
     keys, listed = (page.keys, listed) if listed is not None else (_keys_without_result(app, page), Listed(()))
 
-    def fan_out(relay: Relay | None) -> tuple[list[str], guards.Counted]:
+    def work_page(by: Relay | None) -> tuple[list[str], guards.Counted]:
         known, only = listed.by_key(), page.last and page.page == 0
         works = [Work(ItemModel(key=key), page=page.page, owner=owner, row=known.get(key)) for key in keys]
-        return _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=relay)
+        return _fan_out(app, flow, run, page.page, works, owner, released=run.released, only=only, relay=by)
 
     try:
         if not in_bulk:
-            held, counted = fan_out(None)
+            held, counted = work_page(None)
         else:
             with relay, ROOM.hold(len(keys), listed.pack):
                 if _has_ended(app, run):
                     return
-                held, counted = fan_out(relay)
+                held, counted = work_page(relay)
     except RemoteError as exc:
         waiting = message.model_copy(update={"next_sent": relay.sent})  # else each copy of a page would beget another
         _later_or_fail(app, flow, run, waiting, message_id, exc)

@@ -82,6 +82,37 @@ def test_next_page_is_sent_as_soon_as_an_earlier_one_is_done(world: World) -> No
     assert sent() == before + 1
 
 
+def test_relay_that_was_left_is_sent_by_its_page_alone(world: World) -> None:
+    """Its page says then whether the next one was sent: another page of the process, which looks late, may not change that."""
+    app, flow, run_id = world.app, world.app.flow(RECIPE), new_run_id(RECIPE, NOW, "0000")
+    page = app.tables.insert(PageRow(run_id=run_id, page=0))
+
+    with Relay(app, flow, page) as relay:
+        pass
+    relay.send_in_turn()
+
+    assert not relay.sent
+    relay.send()
+    assert relay.sent
+
+
+@pytest.mark.parametrize("bulk_above", [1000, 0], ids=["single", "bulk"])
+def test_next_page_is_sent_before_a_pages_records_are_worked(paged_world: World, bulk_above: int) -> None:
+    """A page that dies with its records leaves the rest of the run going on."""
+    paged_world.change_settings(bulk_above=bulk_above)
+    paged_world.systems["dynamics365"]._bulk_page_size = 10
+    for _ in range(12):
+        paged_world.add_case()
+    paged_world.start(WINDOW)
+    paged_world.wire.kill_on("storage POST items|servicenow POST", after=False)
+
+    paged_world.pump.run(until=lambda: paged_world.pump.kills > 0)
+    paged_world.pump._take()
+
+    waiting = [parse(PageMessage, each.body).page for each in paged_world.pump.waiting if each.queue == "pages"]
+    assert sorted(waiting) == [0, 1]
+
+
 @pytest.fixture
 def bulk(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world of pages of five cases in bulk, in which a page that finds no room goes back at once."""

@@ -16,11 +16,13 @@ class Edge(RequestsTransport):
         self.faults: list[tuple[str, str]] = []  # (pattern of "METHOD path", what happens)
         self.before: Callable[[], None] | None = None  # done once, before the next request that writes leaves
         self.requests: list[str] = []
+        self.addresses: list[str] = []  # of the same requests, with their queries
 
     def send(self, request: Any, **options: Any) -> Any:
         """Send a request, then perhaps lose or falsify its answer."""
         line = f"{request.method} {request.url.split('?')[0]}"
         self.requests.append(line)
+        self.addresses.append(request.url)
         if self.before and request.method != "GET":
             before, self.before = self.before, None
             before()
