@@ -263,7 +263,7 @@ def agreement(
     agreed = dict(link.agreed) if link else {}
     inputs = dict(link.inputs) if link else {}
     lost: list[str] = []
-    written = decision.writes
+    written = {} if decision.action is Action.SKIP else decision.writes
     for field in mapped.fields.values():
         name = agreed_name(target_name, field.name)
         if field.skipped_by_when:

@@ -1,6 +1,7 @@
 """Forgetting a person: every trace of an email address that Concord keeps."""
 
 from shared.addresses import parse_address
+from shared.state import claims
 from shared.state.rows import IdentityRow, RunRow
 from sync.app import App
 from sync.decide import search_key
@@ -38,7 +39,7 @@ def _forget_identities(app: App, wanted: str) -> int:
     digests = frozenset(app.digests.candidates([search_key(wanted)]))
     changed = 0
     for row in app.tables.scan(IdentityRow):
-        if row.digest in digests and row.claim is None:
+        if row.digest in digests and claims.is_over(row.claim, app.now()):
             app.tables.delete(row)
             changed += 1
     return changed

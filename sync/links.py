@@ -35,8 +35,10 @@ def _from_other_side(flow: Flow, pair: str, side: str, key: str) -> LinkRow | No
     pointer = flow.tables.get(TargetRow, blank.partition_key, blank.row_key)
     if pointer is None:
         return None
-    link = LinkRow(pair=pair, side=pointer.link_side, key=pointer.link_key)
-    return flow.tables.get(LinkRow, link.partition_key, link.row_key)
+    blank_link = LinkRow(pair=pair, side=pointer.link_side, key=pointer.link_key)
+    link = flow.tables.get(LinkRow, blank_link.partition_key, blank_link.row_key)
+    # What is left of an attempt of the other side is that side's to go on with.
+    return None if link is not None and not link.other_key and claims.is_over(link.claim, flow.now()) else link
 
 
 def find_child_links(flow: Flow, parent: LinkRow) -> list[LinkRow]:
@@ -243,10 +245,11 @@ def is_linked(row: LinkRow | IdentityRow) -> bool:
     return isinstance(row, LinkRow) and bool(row.other_key)
 
 
-def leave_in_doubt(flow: Flow, row: claims.R) -> None:
+def leave_in_doubt(flow: Flow, row: LinkRow | IdentityRow) -> None:
     """Give a claim up after a create whose answer was lost: anybody may take it, and looks the record up first."""
     if row.claim is not None:
-        store(flow, row.model_copy(update={"claim": row.claim.model_copy(update={"until": flow.now()})}))
+        with contextlib.suppress(RowChangedError):  # taken over meanwhile: it is the other's doubt
+            flow.tables.replace(row.model_copy(update={"claim": row.claim.model_copy(update={"until": flow.now()})}))
 
 
 def place_of(flow: Flow, side: str, key: str) -> str:
@@ -261,7 +264,7 @@ def forget_identity(flow: Flow, blank: IdentityRow, key: str) -> None:
     for digest in filter(None, (blank.digest, blank.older_digest)):
         row = blank.model_copy(update={"digest": digest})
         stored = flow.tables.get(IdentityRow, row.partition_key, row.row_key)
-        if stored is not None and stored.link_key == key and stored.claim is None:
+        if stored is not None and stored.link_key == key and claims.is_over(stored.claim, flow.now()):
             release(flow, stored)
 
 

@@ -78,16 +78,23 @@ def claim_ahead(flow: Flow, works: Sequence[Work], book: links.Book) -> None:
 
 def give_up_ahead(works: Sequence[Work], book: links.Book) -> None:
     """Give the claims up that were taken ahead for works that write nothing; a doubt about an earlier create stays."""
-    over = [work for work in works if not work.open and _is_held(work)]
-    book.release([work.link for work in over if work.link])
+    over = [work for work in works if not work.open and work.ahead]
+    rows = [work.link for work in over if work.link]
+    book.release([row for row in rows if not _is_doubted(row)])
+    for row in filter(_is_doubted, rows):
+        links.leave_in_doubt(book.flow, row)
     for work in over:
         work.ahead = False
 
 
 def _is_held(work: Work) -> bool:
     """Tell whether this attempt has claimed a link ahead, and nothing about it is in doubt."""
-    claim = work.link.claim if work.link else None
-    return work.ahead and claim is not None and claim.create_by is None
+    return work.ahead and work.link is not None and work.link.claim is not None and not _is_doubted(work.link)
+
+
+def _is_doubted(row: LinkRow | IdentityRow) -> bool:
+    """Tell whether something may have been created under a row's claim."""
+    return row.claim is not None and row.claim.create_by is not None
 
 
 def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | None = None) -> None:
@@ -113,8 +120,7 @@ def finish(flow: Flow, run: RunRow, works: Sequence[Work], book: links.Book | No
         for work in claimed
         if isinstance(answer := answers.get(id(work)), SyncError) and not _may_have_happened(flow, work.decided, answer)
     ]
-    known = [work for work in unwritten if not _leave_found(flow, work)]
-    book.release([row for work in known for row in (work.link, work.identity) if row is not None])
+    _give_up_claims(flow, unwritten, book)
     for work in unwritten:
         work.unwritten = True
     for work in claimed:
@@ -164,7 +170,7 @@ def _match_late(flow: Flow, run: RunRow, works: Sequence[Work]) -> list[Work]:
     each(works, lambda work: settle_without_write(flow, run, work))
     for work in works:
         if not work.open:
-            _release(flow, work)
+            _give_up_claims(flow, [work], links.Book(flow))
         elif work.target is None:
             work.error = refusals[id(work)]
         elif work.link is not None:
@@ -212,10 +218,10 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
         if work.open and work.target is not None and not work.link.other_key:
             _adopt(flow, work, work.link, work.target.key)
     except SyncError:
-        _release(flow, work)
+        _give_up_claims(flow, [work], links.Book(flow))
         raise
     if not work.open:
-        _release(flow, work)
+        _give_up_claims(flow, [work], links.Book(flow))
 
 
 def _wanted(flow: Flow, work: Work) -> links.Wanted:
@@ -241,28 +247,23 @@ def _disbelieve_page(work: Work) -> None:
     work.item = ItemModel(key=work.key)
 
 
-def _leave_found(flow: Flow, work: Work) -> bool:
-    """Leave the claims of a record in doubt that was found after a doubt and could not be linked; False for all others.
+def _give_up_claims(flow: Flow, works: Sequence[Work], book: links.Book) -> None:
+    """Give the claims of works up under which nothing was written.
 
-    Nothing else says that it is there to whom prepared it before: who comes next is to look it up as well.
+    What was found after a doubt, and could not be written, stays in doubt: nothing else says to whom prepared the record
+    before that it is there, or that an entry was appended. Who comes next is to look it up as well.
     """
-    if not work.doubtful or work.target is None or work.linked_key:
-        return False
-    with contextlib.suppress(RateLimitedError):  # taken over meanwhile: it is the other's doubt
-        if work.link is not None:
-            links.leave_in_doubt(flow, work.link)
-        if work.identity is not None:
-            links.leave_in_doubt(flow, work.identity)
-    return True
-
-
-def _release(flow: Flow, work: Work) -> None:
-    if _leave_found(flow, work):
-        return
-    if work.link is not None:
-        links.release(flow, work.link, keep=links.is_linked(work.link))
-    if work.identity is not None:
-        links.release(flow, work.identity)
+    stays: list[LinkRow | IdentityRow] = []
+    goes: list[LinkRow | IdentityRow] = []
+    for work in works:
+        found = work.doubtful and work.target is not None
+        doubtful = found and (not work.linked_key or _unrepeatable(flow, work.decided))
+        for row in (work.link, work.identity):
+            if row is not None:
+                (stays if doubtful and _is_doubted(row) else goes).append(row)
+    book.release(goes)
+    for row in stays:
+        links.leave_in_doubt(flow, row)
 
 
 def _read_again(flow: Flow, work: Work) -> None:
@@ -381,9 +382,13 @@ def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) ->
     if work.linked_key:
         _check_free(flow, work)
     elif (found := _find_by_first_rule(flow, work)) is not None:
+        if work.link is not None:  # it promised a create that is not going to be: the doubt is the value's
+            work.link = links.renew(flow, work.link, work.owner, creating=False)
         work.target, work.doubtful, work.identity = found.row, True, taken.row
         work.matched_by = "+".join(found.rule.fields)
         decide_work(flow, run, work)
+        if work.decided.action is Action.UPDATE:
+            check_owned(flow, work)
         return
     work.identity = links.renew(flow, taken.row.model_copy(update={"link_key": work.key}), work.owner)
 
@@ -428,6 +433,8 @@ def _forget_value(flow: Flow, work: Work) -> None:
     if work.target is None or not any(name in work.decided.writes for name in names):
         return
     old = [search_key(work.target.fields.get(name)) for name in names]
+    if old == [search_key(work.fields.fields[name].value) for name in names]:
+        return  # only its writing has changed
     links.forget_identity(flow, links.identity(flow, flow.target_name, names, old), work.key)
 
 

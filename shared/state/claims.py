@@ -37,7 +37,12 @@ class Held:
 
 def may_take(claim: Claim | None, owner: str, now: datetime) -> bool:
     """Tell whether a claim is free for an owner: there is none, it is the owner's, or it is over."""
-    return claim is None or claim.owner == owner or claim.until <= now
+    return is_over(claim, now) or (claim is not None and claim.owner == owner)
+
+
+def is_over(claim: Claim | None, now: datetime) -> bool:
+    """Tell whether nobody holds a claim any more."""
+    return claim is None or claim.until <= now
 
 
 def wait_s(claim: Claim, now: datetime) -> float:

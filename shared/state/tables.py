@@ -157,7 +157,8 @@ class Tables:
             there = set(keys)
             answers |= dict.fromkeys((partition_key, row_key) for row_key in wanted[:passed])
             present = [row_key for row_key in wanted[:passed] if row_key in there]
-            together = max(1, min(NAMED_ROWS, NAMED_CHARS // max((len(quote(key)) for key in present), default=1) - 2))
+            longest = max((len(quote(_quoted(key))) for key in present), default=1)
+            together = max(1, min(NAMED_ROWS, NAMED_CHARS // longest - 2))
             for at in range(0, len(present), together):
                 rows = self._read_named(model, partition_key, present[at : at + together])
                 answers |= {(partition_key, row.row_key): row for row in rows}

@@ -206,3 +206,20 @@ def test_a_later_comment_is_not_taken_for_an_earlier_one(commenting: World, kind
     commenting.sync("today")
 
     assert comments_on(commenting, case_id) == ["First", "Second"]
+
+
+def test_a_comment_in_doubt_stays_in_doubt_when_the_rest_is_put_off(commenting: World) -> None:
+    """It was added, its answer was lost, the title has changed since, and that change is refused for now."""
+    case_id = commenting.add_case(description="First")
+    commenting.sync()
+    commenting.edit_case(case_id, description="Second", title="Second title")
+    commenting.servicenow.add_fault(FaultKind.RESET_AFTER, **PATCH)
+    commenting.start("today")
+    commenting.pump.run(until=lambda: bool(commenting.servicenow.requests("PATCH", "/table/incident/")))
+    commenting.dynamics.update("incident", case_id, title="Third title")
+    commenting.servicenow.add_fault(FaultKind.STATUS, **PATCH, status=429, headers={"Retry-After": "5"}, times=3)
+
+    commenting.pump.run()
+
+    assert comments_on(commenting, case_id) == ["First", "Second"]
+    assert commenting.incident_of(case_id)["short_description"] == "Third title"

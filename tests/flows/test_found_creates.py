@@ -7,8 +7,13 @@ from unittest import mock
 import pytest
 
 from sandbox.simulator import FaultKind
+from shared.state.rows import IdentityRow, Outcome
+from sync.forget import forget_email
+from tests.flows.contacts import ContactWorld
 from tests.flows.test_lost_answers import INCIDENT
-from tests.flows.world import LEASE_S, Delivery, World
+from tests.flows.world import LEASE_S, TRANSACTION_S, Delivery, World
+
+EMAIL = "ana.quill@customer.example"
 
 
 @pytest.fixture
@@ -31,9 +36,9 @@ def _deliver(world: World, item: Delivery) -> None:
     world.pump.deliver(item)
 
 
-def _die_creating(world: World, item: Delivery) -> None:
+def _die_creating(world: World, item: Delivery, create: str = "servicenow POST api/now/table/incident") -> None:
     """Let a message die for ever before its create left: its claim stays, and says that there may be one."""
-    world.wire.kill_on("servicenow POST api/now/table/incident", after=False)
+    world.wire.kill_on(create, after=False)
     _deliver(world, item)
     world.pump.waiting.remove(item)
 
@@ -141,3 +146,32 @@ def test_the_record_that_was_read_anew_goes_on(world: World, case: str) -> None:
     world.pump.run()
 
     assert [title for _, title in _incidents(world, case)] == ["Third"]
+
+
+def test_a_value_in_doubt_that_another_record_found(contact_world: ContactWorld) -> None:
+    """A contact's message died with its create; the next one with that email takes the lead over, and is put off.
+
+    The doubt stays with the email alone: the second contact has made no create, waits for none, and adopts.
+    """
+    world = contact_world
+    first, second = world.contact(EMAIL), world.contact(EMAIL, lastname="Other")
+    _die_creating(world, _item_of(world, first), "marketo POST rest/v1/leads.json")
+    world.advance(10)
+    item = _item_of(world, second)
+    world.marketo.insert("leads", email=EMAIL, lastName="Quill")
+    world.advance(LEASE_S - 10)
+    world.marketo.add_fault(FaultKind.STATUS, method="POST", path="/leads.json", status=429, times=3)
+    began = world.now()
+
+    _deliver(world, item)
+    (value,) = [row for row in world.view.scan(IdentityRow) if row.record.startswith("marketo.")]
+    world.pump.run()
+
+    assert value.claim is not None
+    assert value.claim.create_by is not None
+    assert len(world.leads()) == 1
+    result = world.results(world.runs()[0])[second]
+    assert result.outcome is Outcome.ADOPTED
+    assert (result.ended_at - began).total_seconds() < TRANSACTION_S
+    forget_email(world.app, EMAIL)
+    assert not [row for row in world.view.scan(IdentityRow) if row.digest == value.digest]
