@@ -52,7 +52,6 @@ LEAST_TOGETHER = 8  # rows of one partition that are wanted together, from which
 KEYS_WORTH_A_READ = 200  # so many keys cost about as much as reading a row by its key
 NAMED_ROWS = MAX_COMPARISONS - 3  # of one query, beside their partition and where they begin and end
 NAMED_CHARS = 8_000  # of these keys as they stand in an address; servers take 16 KB with all headers
-SPARED_LISTS = 15  # of a partition's keys, after one that was not worth it
 KEYS_HEADERS = {"Accept": "application/json;odata=nometadata", "DataServiceVersion": "3.0"}
 NEXT = ("NextPartitionKey", "NextRowKey")  # where a list goes on
 TRIES = 3  # of a write whose outcome is not known, each with a look in between
@@ -117,9 +116,6 @@ class Tables:
             name: service.get_table_client(prefix + name) for name in sorted({model.TABLE for model in STORED})
         }
         self._side_by_side = side_by_side or SideBySide()
-        self._spared: dict[
-            tuple[str, str], int
-        ] = {}  # (table, partition) -> lists of its keys that are still to be spared
         self._clock = ServerClock()
         self.operations = Operations()
 
@@ -143,11 +139,7 @@ class Tables:
         partitions: dict[str, set[str]] = defaultdict(set)
         for partition_key, row_key in keys:
             partitions[partition_key].add(row_key)  # keys are ASCII (`key_text`): sorted here as they are in storage
-        crowded = [
-            (name, sorted(wanted))
-            for name, wanted in partitions.items()
-            if len(wanted) >= LEAST_TOGETHER and not self._spares_list(model, name)
-        ]
+        crowded = [(name, sorted(wanted)) for name, wanted in partitions.items() if len(wanted) >= LEAST_TOGETHER]
         found: dict[tuple[str, str], R | None] = {}
         for answers in self._side_by_side.map(lambda each: self._get_together(model, *each), crowded):
             found |= answers
@@ -172,15 +164,8 @@ class Tables:
                 answers |= {(partition_key, row.row_key): row for row in rows}
             wanted = wanted[passed:]
             if passed * KEYS_WORTH_A_READ < len(keys):
-                self._spared[model.TABLE, partition_key] = SPARED_LISTS
                 break
         return answers
-
-    def _spares_list(self, model: type[R], partition_key: str) -> bool:
-        left = self._spared.get((model.TABLE, partition_key), 0)
-        if left:
-            self._spared[model.TABLE, partition_key] = left - 1
-        return left > 0
 
     def _read_named(self, model: type[R], partition_key: str, row_keys: list[str]) -> Iterator[R]:
         """Return the rows of a few sorted keys.

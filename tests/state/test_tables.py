@@ -412,19 +412,6 @@ def test_get_many_does_not_ask_for_each_row_that_is_not_there(tables, apart, cou
     assert tables.operations.counts() - before == counts
 
 
-def test_get_many_lists_a_large_partition_once_in_a_while(tables):
-    """Where a list was not worth it, the next look-ups read each row by itself, and then try again."""
-    tables.transact([("upsert", LooseRow(key=f"{n:05d}")) for n in range(8000)])
-    wanted = [("p", f"{n * 1000:05d}") for n in range(8)]
-    before = tables.operations.counts()
-
-    for _ in range(17):
-        assert None not in tables.get_many(LooseRow, wanted)
-
-    counts = tables.operations.counts() - before
-    assert (counts["query"], counts["get"]) == (2 + 2, 17 * 8 - 2)
-
-
 @pytest.mark.parametrize("sign", ["a", "'", "é"])
 @pytest.mark.parametrize("length", [100, 300, 512])
 def test_get_many_asks_for_long_keys_in_addresses_that_servers_take(tables, sign, length):
