@@ -263,12 +263,13 @@ def agreement(
     agreed = dict(link.agreed) if link else {}
     inputs = dict(link.inputs) if link else {}
     lost: list[str] = []
-    written = {} if decision.action is Action.SKIP else decision.writes
+    refused = decision.writes if decision.action is Action.SKIP else {}
+    written = {} if refused else decision.writes
     for field in mapped.fields.values():
         name = agreed_name(target_name, field.name)
         if field.skipped_by_when:
             continue
-        if field.needs_find:
+        if field.needs_find and field.name not in refused:
             inputs[name] = digests.of(question_of(field))
         if field.name in written:
             wanted = written[field.name]

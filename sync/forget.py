@@ -1,10 +1,16 @@
 """Forgetting a person: every trace of an email address that Concord keeps."""
 
+import contextlib
+from datetime import timedelta
+
 from shared.addresses import parse_address
 from shared.state import claims
 from shared.state.rows import IdentityRow, RunRow
+from shared.state.tables import RowChangedError
 from sync.app import App
 from sync.decide import search_key
+
+MAY_STILL_SHOW = timedelta(hours=1)  # that a create under a claim could take effect after the claim was given up
 
 
 def forget_email(app: App, address: str) -> int:
@@ -39,7 +45,8 @@ def _forget_identities(app: App, wanted: str) -> int:
     digests = frozenset(app.digests.candidates([search_key(wanted)]))
     changed = 0
     for row in app.tables.scan(IdentityRow):
-        if row.digest in digests and claims.is_over(row.claim, app.now()):
-            app.tables.delete(row)
-            changed += 1
+        if row.digest in digests and claims.is_over(row.claim, app.now() - MAY_STILL_SHOW):
+            with contextlib.suppress(RowChangedError):  # somebody asks for the value just now: it is in use
+                app.tables.delete(row)
+                changed += 1
     return changed

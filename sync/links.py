@@ -264,7 +264,7 @@ def forget_identity(flow: Flow, blank: IdentityRow, key: str) -> None:
     for digest in filter(None, (blank.digest, blank.older_digest)):
         row = blank.model_copy(update={"digest": digest})
         stored = flow.tables.get(IdentityRow, row.partition_key, row.row_key)
-        if stored is not None and stored.link_key == key and claims.is_over(stored.claim, flow.now()):
+        if stored is not None and stored.link_key == key and stored.claim is None:
             release(flow, stored)
 
 

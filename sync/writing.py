@@ -201,7 +201,9 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
         links.wait_for_create(flow, taken.create_by)
         _look_doubtful_up(flow, run, work, taken.create_by)
         creating = work.open and _unrepeatable(flow, work.decided)
-        if creating or links.is_linked(work.link):  # else it is the record of that create: a repeat is to see so too
+        if creating or (
+            work.open and links.is_linked(work.link)
+        ):  # else it is the record of that create: a repeat is to see so too
             work.link = links.renew(flow, work.link, work.owner, creating=creating)
     try:
         if taken.create_by is None and taken.changed:
@@ -382,11 +384,11 @@ def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) ->
     if work.linked_key:
         _check_free(flow, work)
     elif (found := _find_by_first_rule(flow, work)) is not None:
-        if work.link is not None:  # it promised a create that is not going to be: the doubt is the value's
-            work.link = links.renew(flow, work.link, work.owner, creating=False)
         work.target, work.doubtful, work.identity = found.row, True, taken.row
         work.matched_by = "+".join(found.rule.fields)
         decide_work(flow, run, work)
+        if work.link is not None:  # it promised a create that is not going to be: the doubt is the value's
+            work.link = links.renew(flow, work.link, work.owner, creating=_unrepeatable(flow, work.decided))
         if work.decided.action is Action.UPDATE:
             check_owned(flow, work)
         return

@@ -148,6 +148,23 @@ def test_the_record_that_was_read_anew_goes_on(world: World, case: str) -> None:
     assert [title for _, title in _incidents(world, case)] == ["Third"]
 
 
+def _values(world: World) -> list[IdentityRow]:
+    return [row for row in world.view.scan(IdentityRow) if row.record.startswith("marketo.")]
+
+
+def test_a_value_in_doubt_is_forgotten_when_nothing_can_come_of_it_any_more(contact_world: ContactWorld) -> None:
+    """A claim that is over is no trace to keep; one under which a create may still show is."""
+    world = contact_world
+    _die_creating(world, _item_of(world, world.contact(EMAIL)), "marketo POST rest/v1/leads.json")
+
+    forget_email(world.app, EMAIL)
+    assert len(_values(world)) == 1
+    world.advance(LEASE_S + 3601)
+    forget_email(world.app, EMAIL)
+
+    assert not _values(world)
+
+
 def test_a_value_in_doubt_that_another_record_found(contact_world: ContactWorld) -> None:
     """A contact's message died with its create; the next one with that email takes the lead over, and is put off.
 
@@ -164,7 +181,7 @@ def test_a_value_in_doubt_that_another_record_found(contact_world: ContactWorld)
     began = world.now()
 
     _deliver(world, item)
-    (value,) = [row for row in world.view.scan(IdentityRow) if row.record.startswith("marketo.")]
+    (value,) = _values(world)
     world.pump.run()
 
     assert value.claim is not None
@@ -173,5 +190,3 @@ def test_a_value_in_doubt_that_another_record_found(contact_world: ContactWorld)
     result = world.results(world.runs()[0])[second]
     assert result.outcome is Outcome.ADOPTED
     assert (result.ended_at - began).total_seconds() < TRANSACTION_S
-    forget_email(world.app, EMAIL)
-    assert not [row for row in world.view.scan(IdentityRow) if row.digest == value.digest]
