@@ -200,11 +200,10 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
     if taken.create_by is not None:  # until the doubt is settled the claim keeps it, whatever goes wrong here
         links.wait_for_create(flow, taken.create_by)
         _look_doubtful_up(flow, run, work, taken.create_by)
-        creating = work.open and _unrepeatable(flow, work.decided)
-        if creating or (
-            work.open and links.is_linked(work.link)
-        ):  # else it is the record of that create: a repeat is to see so too
-            work.link = links.renew(flow, work.link, work.owner, creating=creating)
+        if work.open:
+            creating = _unrepeatable(flow, work.decided)
+            if creating or links.is_linked(work.link):  # else it is that create's record: a repeat is to see so too
+                work.link = links.renew(flow, work.link, work.owner, creating=creating)
     try:
         if taken.create_by is None and taken.changed:
             _read_again(flow, work)
