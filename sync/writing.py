@@ -257,14 +257,20 @@ def _give_up_claims(flow: Flow, works: Sequence[Work], book: links.Book) -> None
     stays: list[LinkRow | IdentityRow] = []
     goes: list[LinkRow | IdentityRow] = []
     for work in works:
-        found = work.doubtful and work.target is not None
-        doubtful = found and (not work.linked_key or _unrepeatable(flow, work.decided))
+        doubtful = work.doubtful and not _is_settled(flow, work)
         for row in (work.link, work.identity):
             if row is not None:
                 (stays if doubtful and _is_doubted(row) else goes).append(row)
     book.release(goes)
     for row in stays:
         links.leave_in_doubt(flow, row)
+
+
+def _is_settled(flow: Flow, work: Work) -> bool:
+    """Tell whether a look-up has ended a doubt: there is no such record, or a linked one is to get no entry any more."""
+    if not work.linked_key:
+        return work.target is None
+    return work.decision is not None and not _unrepeatable(flow, work.decision)
 
 
 def _read_again(flow: Flow, work: Work) -> None:
@@ -283,6 +289,7 @@ def _read_again(flow: Flow, work: Work) -> None:
 
 def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
     """Forget what was prepared: another message has worked this record meanwhile."""
+    work.decision = None
     if not work.open:
         return
     _disbelieve_page(work)
@@ -306,10 +313,13 @@ def _decide_anew(flow: Flow, run: RunRow, work: Work) -> None:
 def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) -> None:
     """Find out what became of a write that an earlier attempt may have sent, until `create_by` if it was a create.
 
-    What was to be created unasked may have been there before: a record that has not changed since then is not our doing.
+    Of an appended entry only the newest state of the record tells the marker: who holds an older one would settle a doubt
+    about an entry that it knows nothing of. What was to be created unasked may have been there before: a record that has
+    not changed since then is not our doing.
     """
-    if work.link is not None and work.link.other_key:
-        work.doubtful = True  # an append: its marker is looked for before it is sent again
+    work.doubtful = True  # the marker of what is appended is looked for before it is sent again
+    if work.linked_key:
+        _read_again(flow, work)
         _decide_anew(flow, run, work)
         return
     _disbelieve_page(work)
@@ -317,7 +327,7 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) 
     if found is not None:
         sent_at = create_by - timedelta(seconds=flow.limits.create_s + CLOCKS_APART_S)
         ours = not create_tells(flow, work) or found.row.changed_at is None or found.row.changed_at >= sent_at
-        work.target, work.doubtful = found.row, True
+        work.target = found.row
         work.matched_by = LOST_ANSWER if ours else "+".join(found.rule.fields)
         decide_work(flow, run, work)
 
