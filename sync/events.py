@@ -18,8 +18,8 @@ from datetime import datetime, time, timedelta
 
 from shared import attempt
 from shared.errors import MappingError
-from shared.state.messages import EventMessage, ItemModel
-from shared.state.queues import MOST_TAKEN, Taken, again
+from shared.state.messages import EventMessage, ItemModel, RowModel
+from shared.state.queues import FITTING_BYTES, MOST_TAKEN, Taken, again, sent_bytes
 from shared.state.rows import EVENT_PAGES, Outcome, ResultRow, RunKind, RunRow, RunState, key_text, new_run_id
 from shared.state.tables import RowExistsError
 from sync import bulk, items, outcomes, runs
@@ -135,7 +135,8 @@ def _work_together(app: App, name: str, events: Sequence[Taken[EventMessage]]) -
 def _work_of(taken: Taken[EventMessage]) -> Work:
     message = taken.message
     return Work(
-        ItemModel(key=message.key),
+        ItemModel(key=message.key, row=message.row),
+        row=message.row.row() if message.row else None,
         page=page_of(message.event_id),
         event_id=message.event_id,
         owner=message.first_id or taken.id,
@@ -200,6 +201,7 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
                 problem=later.message,
                 now=app.now(),
             )
+            message = _with_row(message, work, later)
             if later.counted:
                 app.queues.send(message, delay_s=later.delay_s)
             else:  # nothing is wrong with it: it waits together with others
@@ -213,6 +215,17 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
     results = [outcomes.result_of(flow, run, work) for work in works if work.outcome is not None]
     runs.keep_open(app, run, results, runs.open_rows(app, run))
     store_results(app.tables, results)
+
+
+def _with_row(message: EventMessage, work: Work, later: Again) -> EventMessage:
+    """Return a message that carries on an event, with its record as it was sent while its create is in doubt.
+
+    Who waits for another's claim reads the record anew, as does one whose record makes the message too large.
+    """
+    if outcomes.is_lost_create(work) and work.row is not None:
+        sent = message.model_copy(update={"row": RowModel.of(work.row)})
+        return sent if sent_bytes(sent.body()) <= FITTING_BYTES else message.model_copy(update={"row": None})
+    return message.model_copy(update={"row": None}) if later.code == "claim_held" else message
 
 
 def _was_answered(flow: Flow, run: RunRow, work: Work) -> bool:

@@ -104,6 +104,11 @@ def again_of(flow: Flow, work: Work) -> Again | None:
             return Again(_growing_delay_s(work.attempts), True, "internal_error", text)
 
 
+def is_lost_create(work: Work) -> bool:
+    """Tell whether the answer to a record's own create was lost: it goes on as it was sent, whatever becomes of it meanwhile."""
+    return isinstance(work.error, AmbiguousWriteError) and not work.failed_child and not work.linked_key
+
+
 def _growing_delay_s(attempts: int) -> float:
     return float(min(LONGEST_DELAY_S, FIRST_DELAY_S * 3 ** (attempts - 1)))
 

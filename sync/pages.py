@@ -421,9 +421,10 @@ def _close(app: App, flow: Flow, run: RunRow, message: ItemsMessage, works: Sequ
 def _waiting_item(work: Work, later: Again) -> ItemModel:
     """Return the item of a record that goes on later: with its row where it only waits, so that it is not read again.
 
-    Who waits for another's claim reads the record anew: the other may have a newer state in hand.
+    Who waits for another's claim reads the record anew: the other may have a newer state in hand. A create that was
+    not answered is looked up as it was sent, whatever becomes of the record meanwhile.
     """
-    if later.counted or later.code == "claim_held":
+    if (later.counted and not outcomes.is_lost_create(work)) or later.code == "claim_held":
         return ItemModel(key=work.key)
     if work.item.row is not None or work.row is None:
         return work.item

@@ -22,6 +22,10 @@ REASONS: dict[str, Reason] = {
         "The case's customer is an account, not a contact.",
         "Set a contact as customer, or let the recipe take the account's primary contact.",
     ),
+    "create_in_doubt": Reason(
+        "A record may have been made whose answer was lost, and it cannot be looked up: the value by which it is known has changed.",
+        "Look for it under the former value, remove it or give it the present one, then call `recreate` for the run.",
+    ),
     "ambiguous_match": Reason(
         "Several target records match; none was chosen.", "Merge them or make them different, then retry the record."
     ),

@@ -1,12 +1,14 @@
 """What a person can do about records that failed: try them again, skip them, or give up a link whose target is gone."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from shared.errors import MappingError
+from shared.state import claims
 from shared.state.rows import LinkRow, OpenRow, Outcome, RunRow, TargetRow, key_text
 from sync import links, runs
 from sync.app import App
 from sync.children import forget_links
+from sync.doubts import CREATE_IN_DOUBT
 from sync.flow import Flow
 from sync.summaries import results_of
 from sync.windows import Window, WindowKind
@@ -35,11 +37,11 @@ def skip_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> 
 
 
 def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
-    """Unlink the records whose target was gone in a run, and work them again: they are matched or created anew.
+    """Unlink the records whose target was gone in a run, or may have been made, and work them again: matched or created anew.
 
     Raises MappingError `nothing_to_repair`.
     """
-    gone = _unlink_all(app, run, _failed(app, run, keys, reason="target_missing"))
+    gone = _unlink_all(app, run, _failed(app, run, keys, reasons=("target_missing", CREATE_IN_DOUBT)))
     return _work_again(app, run, gone, "recreate", who)
 
 
@@ -48,7 +50,7 @@ def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) 
 
     Raises MappingError `nothing_to_repair`.
     """
-    gone = _unlink_all(app, run, _failed(app, run, keys, reason="target_missing"))
+    gone = _unlink_all(app, run, _failed(app, run, keys, reasons=("target_missing",)))
     for key in gone:
         app.tables.delete_key(OpenRow, run.recipe, key_text(key))
     runs.audit(app, "unlink", who, run, f"{len(gone)} records")
@@ -70,17 +72,18 @@ def _work_again(app: App, run: RunRow, keys: Collection[str], action: str, who: 
     return started.run
 
 
-def _failed(app: App, run: RunRow, keys: Collection[str], reason: str = "") -> list[str]:
+def _failed(app: App, run: RunRow, keys: Collection[str], reasons: Sequence[str] = ()) -> list[str]:
     if run.preview and not run.verify:
         text = f"Run {run.run_id} was a preview and wrote nothing: start the run itself, or repair the run that failed."
         raise MappingError(text, code="nothing_to_repair")
     chosen, unknown = dict[str, None](), set(keys)
     for result in results_of(app, run):
         names = {result.key, result.record_key or result.key}  # an event's result is keyed by the event
-        if result.outcome is Outcome.FAILED and reason in ("", result.reason) and (not keys or names & set(keys)):
+        fits = not reasons or result.reason in reasons
+        if result.outcome is Outcome.FAILED and fits and (not keys or names & set(keys)):
             chosen[result.record_key or result.key] = None
             unknown -= names
-    what = f"failed with {reason}" if reason else "failed"
+    what = f"failed with {' or '.join(reasons)}" if reasons else "failed"
     if unknown:
         text = f"No record {min(unknown)[:80]!r} of run {run.run_id} {what}; take `key` from its results."
         raise MappingError(text, code="nothing_to_repair")
@@ -97,6 +100,8 @@ def _failed(app: App, run: RunRow, keys: Collection[str], reason: str = "") -> l
 def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> list[str]:
     """Unlink records from the targets that a run missed, and return which; who has another target by now keeps it.
 
+    Who is being worked just now keeps what there is: another message may be making it.
+
     Raises MappingError `nothing_to_repair` when all of them have.
     """
     flow = app.flow(run.recipe)
@@ -105,12 +110,14 @@ def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> list[str]:
     for key, link in links.find_links(flow, list(keys)).items():
         if link is not None and link.other_key and links.target_key(flow, link) != missed[key]:
             continue
+        if link is not None and not link.other_key and not claims.is_over(link.claim, app.now()):
+            continue
         if link is not None:
             _unlink(flow, link)
         gone.append(key)
     if not gone:
         raise MappingError(
-            f"What was missing in run {run.run_id} has a new target since: there is nothing to recreate or unlink.",
+            f"What was missing in run {run.run_id} has a new target since, or is being worked: nothing to recreate or unlink.",
             code="nothing_to_repair",
         )
     return gone

@@ -37,12 +37,12 @@ from sync.decide import (
     same_value,
     search_key,
 )
+from sync.doubts import CREATE_IN_DOUBT, find_by_first_rule, find_sent, promised
 from sync.flow import Flow
 from sync.items import (
     create_tells,
     decide_work,
     done_before,
-    find_targets,
     guarded,
     look_targets_up,
     map_work,
@@ -55,7 +55,6 @@ from sync.items import (
 )
 from sync.matching import Match, shared_error
 from sync.owners import check_owned
-from sync.siblings import with_first_match
 from sync.work import LOST_ANSWER, Work, each
 
 CLOCKS_APART_S = 60.0  # ours and the vendors'
@@ -203,7 +202,7 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
         if work.open:
             creating = _unrepeatable(flow, work.decided)
             if creating or links.is_linked(work.link):  # else it is that create's record: a repeat is to see so too
-                work.link = links.renew(flow, work.link, work.owner, creating=creating)
+                work.link = links.renew(flow, promised(flow, work) or work.link, work.owner, creating=creating)
     try:
         if taken.create_by is None and taken.changed:
             _read_again(flow, work)
@@ -226,10 +225,11 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
 
 
 def _wanted(flow: Flow, work: Work) -> links.Wanted:
-    value, link = None, work.link
-    if work.decided.action is Action.CREATE:
-        value, link = _first_value(flow, work), with_first_match(flow, work)
-    return links.Wanted(work.key, link, work.owner, _unrepeatable(flow, work.decided), value, _is_held(work))
+    value = _first_value(flow, work) if work.decided.action is Action.CREATE else None
+    creating = _unrepeatable(flow, work.decided)
+    in_doubt = work.link is not None and _is_doubted(work.link)  # what that says stays until it is looked up
+    link = promised(flow, work) if creating and not in_doubt else work.link
+    return links.Wanted(work.key, link, work.owner, creating, value, _is_held(work))
 
 
 def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:
@@ -322,26 +322,30 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) 
         _read_again(flow, work)
         _decide_anew(flow, run, work)
         return
+    came_along = work.item.row is not None
     _disbelieve_page(work)
-    found = _find_by_first_rule(flow, work)
-    if found is not None:
-        sent_at = create_by - timedelta(seconds=flow.limits.create_s + CLOCKS_APART_S)
-        ours = not create_tells(flow, work) or found.row.changed_at is None or found.row.changed_at >= sent_at
-        work.target = found.row
-        work.matched_by = LOST_ANSWER if ours else "+".join(found.rule.fields)
-        decide_work(flow, run, work)
+    found = _find_sent(flow, work)
+    if found is None:
+        if came_along:  # it was sent like this; what is made now is the newest state
+            _read_again(flow, work)
+            _decide_anew(flow, run, work)
+        return
+    sent_at = create_by - timedelta(seconds=flow.limits.create_s + CLOCKS_APART_S)
+    changed = not create_tells(flow, work) or found.row.changed_at is None or found.row.changed_at >= sent_at
+    ours = changed and work.link is not None and work.link.outcome != Outcome.ADOPTED
+    work.target = found.row
+    work.matched_by = LOST_ANSWER if ours else "+".join(found.rule.fields)
+    decide_work(flow, run, work)
 
 
-def _find_by_first_rule(flow: Flow, work: Work) -> Match | None:
-    """Ask the vendor who has the record's value in the first match rule. Raises SyncError when that is no one free record."""
-    first = [rule for rule in flow.recipe.block.match if not rule.link][:1]
-    answer = find_targets(flow, [work], first, anew=True)[0]
-    if work.error is not None:
-        error, work.error = work.error, None
-        raise error
-    if isinstance(answer, SyncError):
-        raise answer
-    return answer
+def _find_sent(flow: Flow, work: Work) -> Match | None:
+    """Ask who has what a create in doubt was sent with. Raises MappingError `create_in_doubt`; its claim holds nobody up."""
+    try:
+        return find_sent(flow, work)
+    except MappingError as exc:
+        if work.link is not None and exc.code == CREATE_IN_DOUBT:
+            links.leave_in_doubt(flow, work.link)
+        raise
 
 
 def _unrepeatable(flow: Flow, decision: Decision) -> bool:
@@ -392,12 +396,13 @@ def _claim_first_value(flow: Flow, run: RunRow, work: Work, book: links.Book) ->
     _disbelieve_page(work)
     if work.linked_key:
         _check_free(flow, work)
-    elif (found := _find_by_first_rule(flow, work)) is not None:
+    elif (found := find_by_first_rule(flow, work)) is not None:
         work.target, work.doubtful, work.identity = found.row, True, taken.row
         work.matched_by = "+".join(found.rule.fields)
         decide_work(flow, run, work)
         if work.link is not None:  # it promised a create that is not going to be: the doubt is the value's
-            work.link = links.renew(flow, work.link, work.owner, creating=_unrepeatable(flow, work.decided))
+            link = promised(flow, work) or work.link
+            work.link = links.renew(flow, link, work.owner, creating=_unrepeatable(flow, work.decided))
         if work.decided.action is Action.UPDATE:
             check_owned(flow, work)
         return
@@ -428,7 +433,7 @@ def _check_free(flow: Flow, work: Work) -> None:
     """Look whether another record has the value already. Raises MappingError `ambiguous_match`."""
     key = links.target_key(flow, work.link) if work.link else ""
     try:
-        found = _find_by_first_rule(flow, work)
+        found = find_by_first_rule(flow, work)
     except MappingError:
         taken = True
     else:

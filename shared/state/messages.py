@@ -147,6 +147,7 @@ class EventMessage(Message):
     name: str
     event_id: str
     received_at: datetime
+    row: RowModel | None = None  # as it was sent, where the answer to its create was lost: it is looked up by that
     others: list["EventMessage"] = []  # came while an earlier send was under way; they hold no others
 
 

@@ -304,13 +304,14 @@ class LinkRow(StateRow):
         str, str
     ] = {}  # "<record type>.<field>" -> digest of what it held when they last agreed; "!" before it: not filled by us
     inputs: dict[str, str] = {}  # "<target record type>.<field>" -> digest of what its `find` was asked
-    # and while a child of `mirror` is being made: "<target record type>" -> digest of its values in the first match rule
+    # and while a record, or a child of `mirror`, is being made: "<target record type>" -> digest of its values in the
+    # first match rule, "-" for none; nothing where that is its own key
     gone: int = 0  # how often the record has left `when`; odd: it is gone now
     parent: str = ""  # of a child: row key of its parent's link, under which it stands
     claim: Claim | None = None
     run_id: str = ""  # of the last write
     event_id: str = ""  # of the last write, if an event brought it
-    outcome: str = ""  # of the last write, so that a repeat after a kill reports what happened
+    outcome: str = ""  # of the last write, so that a repeat after a kill reports what happened; of a claim: `adopted`
     wrote_version: str = ""  # source version of the last write
 
     @property

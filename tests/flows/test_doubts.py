@@ -1,17 +1,19 @@
 """An appended entry, or a create, stays in doubt until it is known: whoever comes next, with whatever state of the record."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
 from sandbox.simulator import FaultKind
 from shared.state.messages import EventMessage
-from shared.state.rows import IdentityRow
+from shared.state.rows import Claim, IdentityRow
 from sync import links
 from sync.decide import search_key
 from tests.flows.contacts import ContactWorld
 from tests.flows.test_closed_case import PATCH, comments_on
 from tests.flows.test_found_creates import EMAIL, _deliver, _die_creating, _item_of, _values
+from tests.flows.test_lost_answers import INCIDENT
 from tests.flows.world import LEASE_S, World
 
 GONE = "gone: # the case was resolved, cancelled or deleted; its incident gets a note and is left open\n"
@@ -125,10 +127,68 @@ def test_a_comment_on_a_record_that_a_later_rule_found_is_not_added_again(commen
     world.servicenow.insert("incident", number=world.number_of(case))
     world.servicenow.add_fault(FaultKind.RESET_AFTER, **PATCH)
 
-    world.sync()
+    run = world.sync()
 
     (incident,) = world.incidents()
     assert len(world.servicenow.records.journal(incident, "comments")) == 1
+    assert run.counts == {"adopted": 1}
+
+
+def test_a_comment_under_another_records_value_is_not_added_again(commenting: World) -> None:
+    """The record is found by a value whose create, another's, was in doubt; then the answer to its own comment is lost."""
+    world = commenting
+    world.change_recipe("  - correlation_id\n  - number", "  - correlation_display\n  - number")
+    case = world.add_case(description="First")
+    number = world.number_of(case)
+    flow = world.app.flow(world.recipe)
+    claim = Claim(owner="dead", until=world.now(), create_by=world.now() - timedelta(hours=1))
+    value = links.identity(flow, flow.target_name, ("correlation_display",), [search_key(number)], "another-case")
+    world.view.insert(value.model_copy(update={"claim": claim}))
+    item = _item_of(world, case)
+    world.servicenow.insert("incident", correlation_display=number, number="INC0099")
+    world.servicenow.add_fault(FaultKind.RESET_AFTER, **PATCH)
+
+    _deliver(world, item)
+    world.pump.run()
+
+    (incident,) = world.incidents()
+    assert len(world.servicenow.records.journal(incident, "comments")) == 1
+    assert world.runs()[0].counts == {"adopted": 1}
+
+
+# -- what is told -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [FaultKind.RESET_AFTER, FaultKind.REFUSE], ids=["effect", "no effect"])
+def test_a_record_that_was_there_is_told_as_adopted(commenting: World, kind: FaultKind) -> None:
+    """The answer to its first update, a comment among it, was lost: found by its key, it is none that we have made."""
+    world = commenting
+    case = world.add_case(description="First")
+    world.servicenow.insert("incident", number=world.number_of(case))
+    world.servicenow.add_fault(kind, **PATCH)
+
+    run = world.sync()
+
+    assert comments_on(world, case) == ["First"]
+    assert run.counts == {"adopted": 1}
+
+
+def test_a_record_that_was_made_is_told_as_created(commenting: World) -> None:
+    """The answer to its create was lost, and that to the update which a later run sent to it, with another comment."""
+    world = commenting
+    case = world.add_case(description="First")
+    item = _item_of(world, case)
+    world.servicenow.add_fault(FaultKind.RESET_AFTER, method="POST", path=INCIDENT)
+    _deliver(world, item)
+    _drop_items(world)
+    world.advance(LEASE_S + 1)
+    world.edit_case(case, description="Second")
+    world.servicenow.add_fault(FaultKind.RESET_AFTER, **PATCH)
+
+    run = world.sync(f"ids={case}")
+
+    assert comments_on(world, case) == ["First", "Second"]
+    assert run.counts == {"created": 1}
 
 
 # -- who writes nothing -------------------------------------------------------------------------------------------------
