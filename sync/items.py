@@ -244,6 +244,8 @@ def scope(flow: Flow, run: RunRow, work: Work) -> None:
     """Settle what is out of scope: nothing is created there, and a linked record is treated as `gone` says."""
     row, gone = work.source, flow.recipe.gone
     has_link = work.link is not None and bool(work.link.other_key)
+    if work.link is not None and work.siblings is None:
+        links.check_finished(flow, work.link, work.owner)
     if work.link is not None and is_stale(work.link, flow.source_name, row):
         work.end(Outcome.UNCHANGED, "stale", "A newer version of the record has been worked already.")
     elif work.in_scope or (has_link and gone.action is GoneAction.FOLLOW and not work.deleted):

@@ -35,10 +35,23 @@ def _from_other_side(flow: Flow, pair: str, side: str, key: str) -> LinkRow | No
     pointer = flow.tables.get(TargetRow, blank.partition_key, blank.row_key)
     if pointer is None:
         return None
-    blank_link = LinkRow(pair=pair, side=pointer.link_side, key=pointer.link_key)
-    link = flow.tables.get(LinkRow, blank_link.partition_key, blank_link.row_key)
-    # What is left of an attempt of the other side is that side's to go on with.
-    return None if link is not None and not link.other_key and claims.is_over(link.claim, flow.now()) else link
+    link = LinkRow(pair=pair, side=pointer.link_side, key=pointer.link_key)
+    return flow.tables.get(LinkRow, link.partition_key, link.row_key)
+
+
+def check_finished(flow: Flow, link: LinkRow, owner: str) -> None:
+    """Look whether a link that the other side has begun is there to be used: until then its records are a pair to it alone.
+
+    Raises RateLimitedError `claim_held` while another message works on it, RejectedError `other_side_unfinished` when none does.
+    """
+    if link.other_key or link.side == flow.source_name:
+        return
+    if link.claim is not None and not claims.may_take(link.claim, owner, flow.now()):
+        _taken(claims.Held(link.claim.until, claims.wait_s(link.claim, flow.now())))
+    raise RejectedError(
+        "The recipe of the other direction has paired this record, and was interrupted before that was noted.",
+        code="other_side_unfinished",
+    )
 
 
 def find_child_links(flow: Flow, parent: LinkRow) -> list[LinkRow]:
@@ -57,7 +70,8 @@ def link_of(flow: Flow, pair: str, side: str, key: str) -> LinkRow | None:
     """Return a record's link of any pair, from whichever side it was made."""
     blank = LinkRow(pair=pair, side=side, key=key)
     stored = flow.tables.get(LinkRow, blank.partition_key, blank.row_key)
-    return stored if stored is not None and stored.other_key else _from_other_side(flow, pair, side, key)
+    link = stored if stored is not None and stored.other_key else _from_other_side(flow, pair, side, key)
+    return link if link is not None and link.other_key else None
 
 
 def target_key(flow: Flow, link: LinkRow) -> str:

@@ -26,6 +26,10 @@ REASONS: dict[str, Reason] = {
         "A record may have been made whose answer was lost, and it cannot be looked up: the value by which it is known has changed.",
         "Look for it under the former value, remove it or give it the present one, then call `recreate` for the run.",
     ),
+    "other_side_unfinished": Reason(
+        "The recipe of the other direction has paired this record, and was interrupted before that was noted.",
+        "Nothing by hand: it is synced once that recipe has worked its record again. Retry it there if that one has failed.",
+    ),
     "ambiguous_match": Reason(
         "Several target records match; none was chosen.", "Merge them or make them different, then retry the record."
     ),

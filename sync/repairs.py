@@ -110,7 +110,8 @@ def _unlink_all(app: App, run: RunRow, keys: Collection[str]) -> list[str]:
     for key, link in links.find_links(flow, list(keys)).items():
         if link is not None and link.other_key and links.target_key(flow, link) != missed[key]:
             continue
-        if link is not None and not link.other_key and not claims.is_over(link.claim, app.now()):
+        busy = link is not None and (link.side != flow.source_name or not claims.is_over(link.claim, app.now()))
+        if link is not None and not link.other_key and busy:
             continue
         if link is not None:
             _unlink(flow, link)
