@@ -113,11 +113,21 @@ def create_missing(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
 
 
 def _settle_together(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
-    each(works, lambda work: settle_without_write(flow, run, work))
+    each(
+        [work for work in works if run.preview or not _may_be_ours(work)],
+        lambda work: settle_without_write(flow, run, work),
+    )
     if flow.recipe.block.children:
         from sync.children import plan  # noqa: PLC0415  # the engine calls itself for the blocks under a block
 
         plan(flow, run, works)
+
+
+def _may_be_ours(work: Work) -> bool:
+    """Tell whether a closed record was found that an earlier attempt may have made: it is linked, whatever it does not take."""
+    claim = work.link.claim if work.link is not None and not work.linked_key else None
+    closed = work.decision is not None and work.decision.action is Action.SKIP and work.target is not None
+    return closed and claim is not None and claim.create_by is not None
 
 
 def restore(flow: Flow, work: Work) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.simulator import FaultKind
 from shared.state.messages import EventMessage
-from shared.state.rows import Claim, IdentityRow
+from shared.state.rows import Claim, IdentityRow, Outcome
 from sync import links
 from sync.decide import search_key
 from tests.flows.contacts import ContactWorld
@@ -189,6 +189,36 @@ def test_a_record_that_was_made_is_told_as_created(commenting: World) -> None:
 
     assert comments_on(world, case) == ["First", "Second"]
     assert run.counts == {"created": 1}
+
+
+CLOSED = {"state": "7", "close_code": "Solution provided", "close_notes": "Done"}
+
+
+@pytest.mark.parametrize("again", ["its message", "another run", "one that was prepared before"])
+def test_a_create_in_doubt_that_is_found_closed_is_linked(world: World, again: str) -> None:
+    """It was made by us, and is told so; what it did not take, a caller here, is not noted as asked, and written later."""
+    case = world.add_case()
+    item = _item_of(world, case)
+    world.servicenow.add_fault(FaultKind.RESET_AFTER, method="POST", path=INCIDENT)
+    before = _item_of(world, case)
+    _deliver(world, item)
+    (made,) = world.incidents()
+    caller, other = made["caller_id"], world.add_servicenow_user("other@customer.example")
+    world.servicenow.update("incident", made["sys_id"], caller_id=other, **CLOSED)
+    if again != "its message":
+        _drop_items(world)
+        world.advance(LEASE_S - 10)
+        _deliver(world, before if again == "one that was prepared before" else _item_of(world, case))
+    world.pump.run()
+    assert Outcome.CREATED in [result.outcome for run in world.runs() for result in world.results(run).values()]
+    assert world.incident_of(case)["caller_id"] == other
+    world.servicenow.update("incident", made["sys_id"], state="2", active="true")
+    world.edit_case(case, title="Opened again")
+
+    world.sync(f"ids={case}")
+
+    incident = world.incident_of(case)
+    assert (incident["short_description"], incident["caller_id"]) == ("Opened again", caller)
 
 
 # -- who writes nothing -------------------------------------------------------------------------------------------------
