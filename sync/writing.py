@@ -207,10 +207,10 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
         if taken.create_by is None and taken.changed:
             _read_again(flow, work)
             _decide_anew(flow, run, work)
-            if work.open and wanted.creating and not _unrepeatable(flow, work.decided):
-                work.link = links.renew(
-                    flow, work.link, work.owner, creating=False
-                )  # else a lost answer would be waited for
+            if work.open and _unrepeatable(flow, work.decided) is not wanted.creating:
+                # else a lost answer would be waited for that nobody needs, or one that is needed would not be
+                link = promised(flow, work) or work.link
+                work.link = links.renew(flow, link, work.owner, creating=not wanted.creating)
         if work.open and work.decided.action is Action.UPDATE:
             check_owned(flow, work)
         if work.open and (work.decided.action is Action.CREATE or _moves(flow, work)):

@@ -156,6 +156,26 @@ def test_a_comment_under_another_records_value_is_not_added_again(commenting: Wo
     assert world.runs()[0].counts == {"adopted": 1}
 
 
+def test_a_record_that_was_read_anew_promises_what_it_writes_then(commenting: World) -> None:
+    """It was prepared without a comment, is read anew since another run has worked it, and has one: its answer is lost."""
+    world = commenting
+    case = world.add_case(description="First")
+    world.sync()
+    world.edit_case(case, title="Second title")
+    older = _item_of(world, case)
+    world.dynamics.update("incident", case, title="Third title")
+    world.advance(1)
+    world.start(f"ids={case}", mail_to=())
+    world.pump.run(for_s=5)
+    world.dynamics.update("incident", case, description="Second")
+    world.servicenow.add_fault(FaultKind.RESET_AFTER, **PATCH)
+
+    _deliver(world, older)
+    world.pump.run()
+
+    assert comments_on(world, case) == ["First", "Second"]
+
+
 # -- what is told -------------------------------------------------------------------------------------------------------
 
 
