@@ -23,6 +23,7 @@ from sync.recipe_loader import load_recipes
 from sync.recipe_schema import build_schema
 
 ROOT = Path(__file__).parent
+AGAIN = "Give the command again later."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,8 @@ def _run(chosen: argparse.Namespace) -> int:
             return max(_print_file(chosen.root / path, text, chosen.check) for path, text in pages.items())
         return _print_file(chosen.root / "recipes/recipe.schema.json", build_schema(), chosen.check)
     except TransientError as exc:
-        print(str(exc).replace("It is tried again later.", "Give the command again later."), file=sys.stderr)
+        text = str(exc).replace("It is tried again later.", AGAIN).replace("The work is put back.", AGAIN)
+        print(text, file=sys.stderr)
         return 1
     except SyncError as exc:
         print(exc, file=sys.stderr)
@@ -108,11 +110,12 @@ def _validate(root: Path) -> int:
 def _validate_systems(chosen: argparse.Namespace) -> int:
     """Compare every active recipe with what its systems say; a faulty one fails, a warning does not."""
     app = _build(chosen)
-    problems = [
-        problem
-        for recipe in app.recipes.values()
-        for problem in checks.validate(recipe, lambda connection, record: app.system(connection).describe(record))
-    ]
+    with contextlib.closing(app):
+        problems = [
+            problem
+            for recipe in app.recipes.values()
+            for problem in checks.validate(recipe, lambda connection, record: app.system(connection).describe(record))
+        ]
     for problem in problems:
         print(problem)
     for name, missing in app.inactive.items():

@@ -38,6 +38,7 @@ class Services:
         self.settings = settings
         self._event_connections = frozenset(event_connections)  # those keep a share of their permits for events
         self._systems: dict[str, System] = {}
+        self._permits: list[SharedPermits] = []
         self._lock = threading.Lock()
 
     @functools.cached_property
@@ -81,11 +82,19 @@ class Services:
                 self._systems[name] = self._build(name, self.settings.connection(name))
             return self._systems[name]
 
+    def close(self) -> None:
+        """Give the permits back: those of a process that just ends are missing to all others until their lease is over."""
+        with self._lock:
+            held = list(self._permits)
+        for permits in held:
+            permits.close()
+
     def _build(self, name: str, connection: Connection) -> System:
         call_s = connection.connect_timeout_s + connection.read_timeout_s
         kept = None if name in self._event_connections else 0
         limits = Limits(connection.concurrency, kept=kept, budgets=_budgets(connection))
         permits = SharedPermits(self.tables, name, limits, call_s=call_s, wait_s=_wait_s(limits))
+        self._permits.append(permits)
         match connection:
             case Dynamics365Connection():
                 return _build_dynamics365(name, connection, permits)

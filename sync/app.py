@@ -49,6 +49,7 @@ class App:
     now: Callable[[], datetime]  # aware UTC
     runs: "RunMemory"
     results: Results
+    close: Callable[[], None]  # for an orderly end of the process
 
     def recipe(self, name: str) -> Recipe:
         """Return a recipe. Raises MappingError `unknown_recipe` that lists what there is."""
@@ -209,6 +210,7 @@ def build_app(settings: Settings, folder: Path = RECIPES) -> App:
         now=services.tables.now,  # workers compare times with each other: their own clocks may differ
         runs=RunMemory(),
         results=Results(services.tables),
+        close=services.close,
     )
 
 
