@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.errors import ConfigError, SyncError, TransientError
 from shared.settings import load_settings
+from shared.settings_faults import nearest
 from shared.settings_page import settings_table
 from shared.telemetry import FieldsFormatter, RedactingFilter
 from sync import checks
@@ -100,7 +101,8 @@ def _load(root: Path) -> dict[str, Recipe]:
 def _validate(root: Path) -> int:
     recipes = _load(root)
     for recipe in recipes.values():
-        print(f"{recipe.path}: {recipe.source} to {recipe.target}, {len(recipe.block.fields)} fields")
+        count = len(recipe.block.fields)
+        print(f"{recipe.path}: {recipe.source} to {recipe.target}, {count} field{'s' * (count != 1)}")
     print(
         f"{len(recipes)} recipe{'s' * (len(recipes) != 1)}, no faults; whether the systems have these fields, --systems asks them"
     )
@@ -119,7 +121,8 @@ def _validate_systems(chosen: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     for name, missing in app.inactive.items():
-        print(f"recipes/{name}.yaml is not active: {' and '.join(missing)} is not configured")
+        near = "".join(nearest(each, app.settings.connections) for each in missing)
+        print(f"recipes/{name}.yaml is not active: {' and '.join(missing)} is not configured{near}")
     print(f"{len(app.recipes)} compared with their systems, {len(problems)} problem{'s' * (len(problems) != 1)}")
     return int(any(problem.severity is checks.Severity.ERROR for problem in problems))
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
-from shared.clients.system import FieldKind, FieldType, RecordType
+from shared.clients.system import Condition, FieldKind, FieldType, RecordType
 from shared.errors import RejectedError
 from sync.placeholders import MARKER_PATH, Template, text_of
 from sync.recipe import RECORD_ITSELF, Block, FieldRule, FieldWrite, Location, Recipe, WriteMode, join_path
@@ -64,11 +64,25 @@ def _check_source(recipe: Recipe, describe: Describe) -> Iterator[_Finding]:
     if record is None:
         yield _Finding(("source",), f"{recipe.source.connection} has no record `{recipe.source.record}`")
         return
+    yield from _check_condition(("when",), recipe.block.when, record)
     walker = _Walker(describe, recipe.source.connection)
     for location, path in _read_paths(recipe):
         problem = walker.problem(record, path)
         if problem:
             yield _Finding(location, problem)
+
+
+def _check_condition(location: Location, condition: Condition, record: RecordType) -> Iterator[_Finding]:
+    """Check the values of a condition against those that a field can have: one that it never has is easily a label."""
+    for path, test in condition.items():
+        field = record.fields.get(path)
+        if field is None:
+            continue
+        known = {"true", "false"} if field.kind is FieldKind.BOOLEAN else {text_of(choice) for choice in field.choices}
+        for value in test.any_of if known else ():
+            if value is not None and text_of(value) not in known:
+                near = did_you_mean(text_of(value), known)
+                yield _Finding(location, f"`{path}` of {record.record} is never `{value}`{near}", Severity.WARNING)
 
 
 def _read_paths(recipe: Recipe) -> Iterator[tuple[Location, str]]:
@@ -161,6 +175,7 @@ def _check_match(location: Location, block: Block, record: RecordType) -> Iterat
                 yield _Finding(here, sentence, Severity.WARNING)
             if field and field.kind is FieldKind.APPEND:
                 yield _Finding(here, f"`{name}` only appends and cannot find a record")
+        yield from _check_condition(here, rule.when, record)
         for name in rule.when:
             if name not in record.fields and name.partition(".")[0] not in record.fields:
                 yield _Finding(here, f"{record.record} has no field `{name}`{did_you_mean(name, record.fields)}")

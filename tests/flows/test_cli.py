@@ -29,6 +29,21 @@ def test_recipes_that_fit_their_systems_pass(configured, capsys):
     assert "1 compared with their systems, 0 problems" in said
 
 
+def test_a_misspelt_connection_gets_a_suggestion(configured, tmp_path, capsys):
+    """A connection is named freely, so a typing error is no fault: the recipe would only never be active."""
+    folder = tmp_path / "mine" / "recipes"
+    folder.mkdir(parents=True)
+    text = "title: Cases\nsource: dynamics365.incident\ntarget: servicenw.incident\nstart: {http: today}\n"
+    text += "match: [number]\nfields: {number: ticketnumber}\n"
+    (folder / "case_to_incident.yaml").write_text(text, encoding="utf-8")
+
+    assert cli.main(["--root", str(folder.parent), "validate", "--systems"]) == 0
+
+    said = capsys.readouterr().out
+    assert "servicenw.incident, 1 field\n" in said
+    assert "servicenw is not configured; did you mean servicenow?" in said
+
+
 def test_permits_are_given_back(configured):
     """The app goes on at once: calls that a command held when it ended would be missing to it for two minutes."""
     assert cli.main(["validate", "--systems"]) == 0

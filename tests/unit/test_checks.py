@@ -155,6 +155,26 @@ fields:
     )
 
 
+def test_a_condition_that_no_record_meets_is_a_warning():
+    """Who writes a choice's label for its value would see every record skipped, and no word why."""
+    systems = SYSTEMS | {
+        ("dynamics365", "incident"): record("incident", "title", FieldType("state", FieldKind.CHOICE, choices=(0, 1))),
+        ("servicenow", "incident"): record("incident", "number", FieldType("active", FieldKind.BOOLEAN)),
+    }
+    body = """
+when: {state: [0, active, null], title: anything}
+match: [{fields: [number], when: {active: yes please}}, {fields: [number], when: {active: true}}]
+fields: {number: title}
+"""
+
+    problems = validate(recipe_of(body), lambda connection, name: systems[connection, name])
+
+    assert [(problem.severity, problem.line, problem.sentence) for problem in problems] == [
+        (Severity.WARNING, 7, "`state` of incident is never `active`; known are 0, 1"),
+        (Severity.WARNING, 8, "`active` of incident is never `yes please`; known are false, true"),
+    ]
+
+
 def test_a_system_without_the_record_is_said_once():
     """A wrong record type hides nothing else and is not repeated for each field."""
     text = "match: [a]\nfields: {a: x, b: y}"
