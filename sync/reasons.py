@@ -97,6 +97,18 @@ REASONS: dict[str, Reason] = {
         "The target accepted the record but did not take over a field.",
         "Check the integration user's right to write it, and the target's own rules.",
     ),
+    "too_long": Reason(
+        "A text is longer than its field in the target, which may cut or refuse it.",
+        "Add `convert: {truncate: …}` to the field in the recipe, or shorten the text in the source.",
+    ),
+    "not_a_choice": Reason(
+        "A value is none of those that the field takes in the target.",
+        "Add `choices` to the field in the recipe, or the value to the target's list.",
+    ),
+    "wrong_kind": Reason(
+        "A value is of another kind than its field in the target: a text where a time or a number is wanted.",
+        "Correct the value in the source, or the field in the recipe: `convert`, `choices`, or another field.",
+    ),
     "truncated": Reason("A text was longer than its field and was cut.", ""),
     "default_used": Reason("The recipe's default stands in for an empty or unusable value.", ""),
     "default_not_found": Reason(

@@ -8,8 +8,9 @@ for hours, and a recipient whom it puts off is tried again alone. Only a mail th
 import dataclasses
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
+from itertools import chain
 
 from shared.errors import AmbiguousWriteError, ConfigError, RejectedError, SyncError, TransientError
 from shared.mail import Delivery
@@ -39,6 +40,7 @@ RETRY_S = (30, 60, 120, 300, 600, 900)
 GIVE_UP_AFTER = timedelta(hours=24)
 DIGEST_SENT = "digest sent"  # among what has fired: the day whose digest went out
 WARNED_RECORDS = 10  # records named per kind of warning
+WARNED_TEXTS = 20  # of one kind
 
 
 def send_summary(app: App, message: SummaryMessage, message_id: str) -> None:
@@ -209,17 +211,17 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
     repeated: list[FailureLine] = []
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    warned: dict[str, list[ResultRow]] = defaultdict(list)
-    texts: dict[str, str] = {}
+    warned: dict[str, dict[str, list[ResultRow]]] = defaultdict(lambda: defaultdict(list))  # by code, by text
     made: dict[str, dict[str, str]] = {}
     access = ""
     for result in results_of(app, run):
         counts[result.outcome.value] += 1
-        if result.outcome is Outcome.SKIPPED:
+        if result.outcome is Outcome.SKIPPED and run.kind is RunKind.IDS and result.reason == "source_missing":
+            warned[result.reason][result.message].append(result)  # somebody asked for it by its id
+        elif result.outcome is Outcome.SKIPPED:
             skipped[result.reason] += 1
         for warning in result.warnings:
-            warned[warning["code"]].append(result)
-            texts.setdefault(warning["code"], warning["text"])
+            warned[warning["code"]][warning["text"]].append(result)
         for entry in result.created_references:
             made[entry["key"]] = entry
         if result.outcome is Outcome.FAILED:
@@ -239,15 +241,7 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
         failures=tuple(fresh),
         repeated=tuple(repeated),
         created=tuple(label_created(app, run.recipe, list(made.values()), LISTED)),
-        warnings=tuple(
-            WarningLine(
-                code,
-                len(found),
-                texts[code],
-                tuple(RecordLink(r.source_label or r.key, r.source_url) for r in found[:WARNED_RECORDS]),
-            )
-            for code, found in warned.items()
-        ),
+        warnings=tuple(_warning_lines(warned)),
         access_error=access,
         run_id=run.run_id,
         state=run.state,
@@ -263,6 +257,16 @@ def gather(app: App, run: RunRow) -> SummaryFacts:
         waiting_since=run.waiting_since if run.state is RunState.WAITING else None,
         guard=_guard(app, run),
     )
+
+
+def _warning_lines(warned: Mapping[str, Mapping[str, list[ResultRow]]]) -> Iterator[WarningLine]:
+    """Yield each kind of warning with its records: one line per text, as a text names its field; one for very many texts."""
+    for code, by_text in warned.items():
+        lines = by_text if len(by_text) <= WARNED_TEXTS else {"": list(chain.from_iterable(by_text.values()))}
+        for text, found in lines.items():
+            records = {result.key: result for result in found}
+            links = [RecordLink(each.source_label or each.key, each.source_url) for each in records.values()]
+            yield WarningLine(code, len(records), text, tuple(links[:WARNED_RECORDS]))
 
 
 def _failure(result: ResultRow, before: OpenRow | None) -> FailureLine:

@@ -25,6 +25,7 @@ SYNCED = (Outcome.CREATED, Outcome.ADOPTED, Outcome.UPDATED, Outcome.UNCHANGED)
 GROUP_ABOVE = 100
 EXAMPLES = 3  # records shown of a group
 LISTED = 50  # created references shown
+IDS_LISTED = 3  # of a window of ids; more are only counted
 LISTED_PER_WARNING = 10
 CSV_ROWS = 20_000  # about 6 MB: mail services take 10 MB at the most
 CSV_NAME = "failed-records.csv"
@@ -268,7 +269,7 @@ def _period(facts: SummaryFacts) -> str:
     """Return the window in words and in local times; whole days without their midnights."""
     zone = facts.zone
     since, until = (at.astimezone(zone) if at else None for at in (facts.since, facts.until))
-    words = facts.window.replace("_", " ")
+    words = _window_words(facts.window)
     if since and until and since.time() == until.time() == time():
         first, last = since.date(), until.date() - timedelta(days=1)
         span = _day(first) if first == last else f"{_day(first)} to {_day(last)}"
@@ -276,6 +277,13 @@ def _period(facts: SummaryFacts) -> str:
         ends = (("from", since), ("to", until))
         span = " ".join(f"{word} {_moment(at, zone)}" for word, at in ends if at)
     return ": ".join(part for part in (words, f"{span} ({zone.key})" if span else "") if part)
+
+
+def _window_words(window: str) -> str:
+    if not window.startswith("ids="):
+        return window.replace("_", " ")
+    count = window.count(",") + 1
+    return window if count <= IDS_LISTED else f"{count:,} records by their ids"
 
 
 def _run_text(facts: SummaryFacts) -> str:
@@ -337,7 +345,7 @@ def _build(
         "created_more": max(0, len(facts.created) - LISTED),
         "next_step": "" if words is not DID or not everything else NEXT_STEP_OF_DAY if digest else NEXT_STEP,
         "status_url": safe_link(facts.status_url),
-        "status_label": "See the runs" if digest else "See every record",
+        "status_label": "See the runs" if digest else "See the run",
     }
     short = title if len(title) <= SUBJECT_TITLE_CHARS else title[: SUBJECT_TITLE_CHARS - 1].rstrip() + "…"
     return Email(

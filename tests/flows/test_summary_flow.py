@@ -19,6 +19,7 @@ from tests.flows.world import RECIPIENT, Delivery, World
 OTHER = "grace@example.com"
 THIRD = "linus@example.com"
 NEW = "new.caller@customer.example"
+CALLER_AND_OWNER = ("caller_id", "assigned_to")
 
 
 def sync_for(world: World, *recipients: str) -> RunRow:
@@ -226,6 +227,35 @@ def test_created_users_are_named(world: World) -> None:
     assert all(f"caller{number}@customer.example" in mail.text for number in range(3))
     assert "sys_user " not in mail.text
     assert len(asked) == 1
+
+
+def test_a_warning_names_its_own_field_and_each_record_once(world: World) -> None:
+    """One code stands for several fields: who mends what the mail says must not look at another field's records."""
+    world.add_servicenow_user(NEW, active="false")
+    owner = world.add_owner(NEW)
+    both = world.add_case(contact=world.add_contact(NEW), ownerid=("systemuser", owner))
+    one = world.add_case(ownerid=("systemuser", owner))
+
+    world.sync()
+
+    text = world.mailbox.mails[0].text
+    caller, assignee = (text.index(f"{field}: the user with this email is inactive") for field in CALLER_AND_OWNER)
+    lines = {field: text[at:].split("\n- ")[0] for field, at in zip(CALLER_AND_OWNER, (caller, assignee), strict=True)}
+    assert [lines["caller_id"].count(world.number_of(case)) for case in (both, one)] == [1, 0]
+    assert [lines["assigned_to"].count(world.number_of(case)) for case in (both, one)] == [1, 1]
+
+
+def test_an_id_that_is_none_is_named(world: World) -> None:
+    """Who asks for a case by its ticket number reads that this is no id, and which one it was."""
+    case = world.add_case()
+
+    world.sync(f"ids=CAS-01370-0QA51U,{case}")
+
+    text = world.mailbox.mails[0].text
+    assert "1 synced, 1 skipped, 0 failed" in text
+    assert "- 1 x Source missing: A Dynamics 365 id is a GUID" in text
+    assert "    CAS-01370-0QA51U" in text
+    assert "SKIPPED ON PURPOSE" not in text
 
 
 @pytest.mark.parametrize("status", [403, 500])

@@ -9,6 +9,7 @@ import pytest
 import cli
 from cli import main
 from shared.errors import TransientError
+from sync.mapping import WARNING_TEXTS
 from sync.reasons import EXAMPLES, PATTERNS, known_reason, print_reasons
 
 
@@ -80,6 +81,12 @@ def test_what_does_not_answer_is_not_promised_another_try(
 
     assert code == 1
     assert "ServiceNow did not answer. Give the command again later.\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", WARNING_TEXTS)
+def test_every_warning_of_a_mapping_is_explained(code: str) -> None:
+    """A warning in a mail whose code nobody explains leaves its reader with nothing to do."""
+    assert known_reason(code)
 
 
 def test_every_family_of_codes_stands_on_the_page() -> None:

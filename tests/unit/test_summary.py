@@ -310,6 +310,10 @@ def test_summary_links_carry_no_key(url, safe):
             id="part of a day",
         ),
         pytest.param({"window": "all", "since": None, "until": None}, "all\n", id="everything"),
+        pytest.param({"window": "ids=a_1,b", "since": None, "until": None}, "ids=a_1,b\n", id="two ids"),
+        pytest.param(
+            {"window": "ids=a,b,c,d", "since": None, "until": None}, "4 records by their ids\n", id="many ids"
+        ),
     ],
 )
 def test_summary_window_is_in_local_time(changes, period):
