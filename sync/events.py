@@ -22,7 +22,7 @@ from shared.state.messages import EventMessage, ItemModel, RowModel
 from shared.state.queues import FITTING_BYTES, MOST_TAKEN, Taken, again, sent_bytes
 from shared.state.rows import EVENT_PAGES, Outcome, ResultRow, RunKind, RunRow, RunState, key_text, new_run_id
 from shared.state.tables import RowExistsError
-from sync import bulk, items, outcomes, runs
+from sync import bulk, failures, items, outcomes, runs
 from sync.app import App
 from sync.flow import Flow
 from sync.outcomes import Again, store_results
@@ -213,7 +213,7 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
     elif run.state is RunState.WAITING and any(_was_answered(flow, run, work) for work in works):
         app.change_run(run.run_id, **runs.GOES_ON)
     results = [outcomes.result_of(flow, run, work) for work in works if work.outcome is not None]
-    runs.keep_open(app, run, results, runs.open_rows(app, run))
+    failures.keep_open(app, run, results, failures.open_rows(app, run))
     store_results(app.tables, results)
 
 

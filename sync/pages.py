@@ -20,7 +20,7 @@ from shared.state.queues import again, fit
 from shared.state.rows import CursorRow, Outcome, PageRow, ResultRow, RunKind, RunRow, RunState, key_text
 from shared.state.storage import SideBySide
 from shared.state.tables import RowChangedError, RowExistsError
-from sync import bulk, guards, items, outcomes, runs, writing
+from sync import bulk, failures, guards, items, outcomes, runs, writing
 from sync.app import App
 from sync.checks import Severity, validate
 from sync.flow import Flow
@@ -216,7 +216,7 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
     if message.link == OPEN_LINK:
         pages = app.tables.query(PageRow, run.run_id, select=("keys",))
         listed_before = {key for page in pages for key in page.keys}  # it changed in the window too: once is enough
-        keys = [key for key in runs.open_keys(app, run) if key not in listed_before]
+        keys = [key for key in failures.open_keys(app, run) if key not in listed_before]
         return PageRow(run_id=run.run_id, page=number, keys=keys, last=True), None
     when = flow.recipe.block.when if flow.recipe.gone.action is GoneAction.IGNORE else {}
     changed = Changed(run.since, run.until, when)
@@ -232,7 +232,7 @@ def _fetch_page(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tupl
         LOG.info("page link expired; listing goes on from the last record's change time")
         changed = Changed(before.reached_at, run.until, when)
         listed = fetch_page(changed, None)
-    takes_along = listed.next is None and bool(runs.open_keys(app, run))
+    takes_along = listed.next is None and bool(failures.open_keys(app, run))
     listed_before = _shared_keys(app, run, number, listed.rows)
     page = PageRow(
         run_id=run.run_id,
@@ -313,6 +313,9 @@ def _work_here(
     message = ItemsMessage(run_id=run.run_id, page=page, items=[], first_sent_at=app.now())
 
     def work(portion: Sequence[Work]) -> None:
+        known = app.known_run(run.run_id)
+        if known is None or known.state.ended:
+            return  # what is in hand ends, a page may hold minutes of it
         for each in portion:
             each.owner, each.first_sent_at = f"{owner}:{each.key}", message.first_sent_at
         relay.send_in_turn()

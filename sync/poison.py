@@ -13,7 +13,7 @@ from shared.state.messages import EventMessage, ItemsMessage, PageMessage, RunMe
 from shared.state.queues import Taken, parse
 from shared.state.rows import MailState, Outcome, ResultRow, RunRow, RunState
 from shared.state.tables import RowExistsError
-from sync import events, outcomes, runs
+from sync import events, failures, outcomes, runs
 from sync.app import App
 
 LOG = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _bury_one(app: App, message: EventMessage) -> None:
     _count(app, message.QUEUE, run, 1, result.reason)
     if app.tables.get(ResultRow, result.partition_key, result.row_key) is not None:
         return
-    runs.keep_open(app, run, [result], runs.open_rows(app, run))
+    failures.keep_open(app, run, [result], failures.open_rows(app, run))
     with contextlib.suppress(RowExistsError):
         app.tables.insert(result)
 

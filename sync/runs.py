@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Literal
@@ -32,6 +32,7 @@ from shared.state.rows import (
 from shared.state.tables import RowChangedError, RowExistsError
 from sync import guards
 from sync.app import App
+from sync.failures import COUNTED, keep_open, keep_rest_open, open_rows
 from sync.outcomes import Again, tally
 from sync.recipe import Recipe
 from sync.windows import Window, WindowKind, bounds, parse_window
@@ -40,10 +41,10 @@ LOG = logging.getLogger(__name__)
 
 OVERLAP = timedelta(minutes=10)  # changes that became visible late are read again
 STALLED_AFTER = timedelta(minutes=3)  # a run of which nothing moved is pushed
-OPEN_FOR = timedelta(days=7)  # failed records are taken along this long, then only shown
 EVENTS_CHECK_S = 300.0  # how often a day of events is added up
 FIRST_CHECK_S = 1.0
 LONGEST_CHECK_S = 10.0
+SETTLED_AFTER_S = 30.0  # what is in hand when a run is stopped ends until then, and who ended a run has closed it
 START_TRIES = 8
 IDS_SHOWN = 500  # in a run's window
 AGAIN_FOR_SLOT_S = 60.0  # what follows a run waits for a slot that another run holds
@@ -277,7 +278,7 @@ def check_run(app: App, message: RunMessage) -> None:
     if run is None or message.turn != run.turn:
         return
     if run.state.ended:
-        _close(app, run)
+        _close_when_settled(app, run)
         return
     if run.state is RunState.AWAITING_CONFIRMATION:
         if run.held_at is not None and app.now() - run.held_at > guards.CONFIRM_WITHIN:
@@ -371,6 +372,7 @@ def _in_full(app: App, page: PageRow, brief: Collection[ResultRow]) -> Iterable[
     return brief
 
 
+CANCELLED = "Cancelled by a person."
 GOES_ON: dict[str, object] = {"state": RunState.RUNNING, "waiting_since": None, "waiting_for": ""}
 
 
@@ -406,50 +408,6 @@ def _account_events(app: App, run: RunRow) -> None:
 
 
 BRIEF = ("page", "key", "record_key", "outcome", "reason", "warnings")
-COUNTED = (
-    "run_id", "page", "key", "record_key", "outcome",
-    "reason", "message", "warnings", "source_label", "source_url", "ended_at",
-)  # fmt: skip
-
-
-def open_rows(app: App, run: RunRow) -> dict[str, OpenRow]:
-    """Return what is noted as failed of a run's recipe, by key; a preview changes nothing of it."""
-    return {} if run.preview else {row.key: row for row in app.tables.query(OpenRow, run.recipe)}
-
-
-def keep_open(app: App, run: RunRow, results: Iterable[ResultRow], known: Mapping[str, OpenRow]) -> None:
-    """Note what failed, to be taken along by the next runs, and strike what is in order again."""
-    if run.preview:
-        return
-    for result in results:
-        row = known.get(result.record_key or result.key)
-        if result.outcome is Outcome.FAILED and (row is None or row.last_run_id != run.run_id):
-            app.tables.upsert(_open_row(run, result, row))
-        elif result.outcome is not Outcome.FAILED and row is not None:
-            app.tables.delete_key(OpenRow, row.partition_key, row.row_key)
-
-
-def _open_row(run: RunRow, result: ResultRow, before: OpenRow | None) -> OpenRow:
-    return OpenRow(
-        recipe=run.recipe,
-        key=result.record_key or result.key,
-        reason=result.reason,
-        message=result.message,
-        label=result.source_label,
-        url=result.source_url,
-        first_failed_at=before.first_failed_at if before else result.ended_at,
-        last_failed_at=result.ended_at,
-        last_run_id=run.run_id,
-        runs=before.runs + 1 if before else 1,
-    )
-
-
-def open_keys(app: App, run: RunRow) -> list[str]:
-    """Return the failed records that a run takes along: not older than seven days."""
-    if run.kind is not RunKind.WINDOW:
-        return []
-    limit = app.now() - OPEN_FOR
-    return [row.key for row in app.tables.query(OpenRow, run.recipe) if row.first_failed_at >= limit]
 
 
 def confirm_run(app: App, run_id: str, who: str) -> RunRow:
@@ -471,7 +429,7 @@ def confirm_run(app: App, run_id: str, who: str) -> RunRow:
 
 
 def cancel_run(app: App, run_id: str, who: str) -> RunRow:
-    """Stop a run: what is being written ends, nothing more is started.
+    """Stop a run: what is in hand ends, nothing more is started; what became of it is counted and mailed when that is over.
 
     Raises MappingError `unknown_run`, `run_ended`, or `not_cancellable` for a day of events: they would be worked all the
     same, and the day's failures told to nobody.
@@ -484,7 +442,11 @@ def cancel_run(app: App, run_id: str, who: str) -> RunRow:
         )
     if run.state.ended:
         raise MappingError(f"Run {run_id} has ended already; it is {run.state}.", code="run_ended")
-    end_run(app, run, RunState.CANCELLED, error="Cancelled by a person.")
+    if run.state is RunState.AWAITING_CONFIRMATION:  # all that is not held is done
+        end_run(app, run, RunState.CANCELLED, error=CANCELLED)
+    elif (ended := _mark_ended(app, run, RunState.CANCELLED, CANCELLED)) is not None:
+        keep_rest_open(app, ended)  # a run that is started now takes it along
+        push_run(app, ended, SETTLED_AFTER_S)
     audit(app, "cancel", who, run)
     return existing_run(app, run_id)
 
@@ -504,9 +466,18 @@ def _end_state(run: RunRow) -> RunState:
 
 
 def end_run(app: App, run: RunRow, state: RunState, error: str = "") -> None:
-    """End a run, once; what follows from its end is done here too."""
+    """End a run, once; what follows from its end is done here too, by whoever ended it."""
+    ended = _mark_ended(app, run, state, error)
+    if ended is not None:
+        _close(app, ended)
+
+
+def _mark_ended(app: App, run: RunRow, state: RunState, error: str) -> RunRow | None:
+    """Store that a run has ended; None when there is no such run, or somebody else has ended it."""
+    ours: list[bool] = []
 
     def end(stored: RunRow) -> RunRow:
+        ours.append(not stored.state.ended)
         if stored.state.ended:
             return stored
         now = max(app.now(), stored.started_at or stored.created_at)  # each worker estimates storage's clock
@@ -514,9 +485,16 @@ def end_run(app: App, run: RunRow, state: RunState, error: str = "") -> None:
         return stored.model_copy(update=changes)
 
     ended = app.update_run(run.run_id, end)
-    if ended is None:
-        return
-    _close(app, ended)
+    return ended if ours and ours[-1] else None
+
+
+def _close_when_settled(app: App, run: RunRow) -> None:
+    """Close a run that is stopped, or whose closing was interrupted: not beside the one who is about to close it."""
+    ended_s = (app.now() - run.ended_at).total_seconds() if run.ended_at else SETTLED_AFTER_S
+    if ended_s >= SETTLED_AFTER_S:
+        _close(app, run)
+    elif not run.closed:
+        look_again(app, run, SETTLED_AFTER_S - ended_s)
 
 
 def _close(app: App, run: RunRow) -> None:
@@ -528,7 +506,7 @@ def _close(app: App, run: RunRow) -> None:
         return
     stopped = run.state in (RunState.FAILED, RunState.CANCELLED)
     if stopped:
-        _keep_rest_open(app, run)
+        _count_rest(app, run, keep_rest_open(app, run))
     elif run.moves_cursor and run.until is not None:
         _move_cursor(app, run)
     in_order = run.verify and run.started_by == "backfill" and not run.counts.get(Outcome.FAILED.value) and not stopped
@@ -560,12 +538,22 @@ def _start_following(app: App, run: RunRow) -> bool:
     return True
 
 
-def _keep_rest_open(app: App, run: RunRow) -> None:
-    """Keep what failed on the pages of a stopped run that were never complete."""
-    known = open_rows(app, run)
-    for page in app.tables.query(PageRow, run.run_id, row_from=f"{run.pages_done:06d}", select=("run_id", "page")):
-        results = app.tables.query(ResultRow, f"{run.run_id}!{page.page:06d}", select=COUNTED)
-        keep_open(app, run, [result for result in results if result.outcome is not Outcome.HELD], known)
+def _count_rest(app: App, run: RunRow, rest: Sequence[ResultRow]) -> None:
+    """Count what became of the pages of a stopped run that were never complete; repeated it counts nothing twice."""
+    counts = Counter(run.counts)
+    for result in rest:
+        tally(counts, result)
+    changes = {
+        "counts": dict(counts),
+        "warnings": run.warnings + sum(1 for result in rest if result.warnings),
+        "pages_done": 1 + max((result.page for result in rest), default=run.pages_done - 1),
+        "results_seen": sum(count for name, count in counts.items() if ":" not in name),
+    }
+
+    def count(row: RunRow) -> RunRow:
+        return row.model_copy(update=changes) if row.pages_done == run.pages_done else row
+
+    app.update_run(run.run_id, count)
 
 
 def _move_cursor(app: App, run: RunRow) -> None:

@@ -13,6 +13,7 @@ from shared.errors import RateLimitedError
 from shared.state.messages import PageMessage
 from shared.state.queues import parse
 from shared.state.rows import PageRow, RunState, new_run_id
+from sync import bulk as engine
 from sync import portions, runs
 from sync.portions import ROOM, Listed, Relay, Room, pages_at_once, send_those_in_turn
 from tests.flows.world import NOW, RECIPE, TRIGGERS, Delivery, World
@@ -200,6 +201,27 @@ def test_page_of_a_run_that_was_cancelled_while_it_waited_is_not_worked(bulk: Wo
         runs.cancel_run(bulk.app, bulk.run_row(run).run_id, "ada")
 
     assert bulk.incidents() == []
+
+
+def test_run_that_is_cancelled_while_a_page_is_in_hand_begins_no_portion_more(bulk: World, monkeypatch) -> None:
+    """A page may hold minutes of work: only the portion under way ends."""
+    monkeypatch.setattr(engine, "LEAST_PORTION", 1)
+    monkeypatch.setattr(engine, "CALLS_IN_A_ROW", 0)
+    monkeypatch.setattr(portions, "AT_ONCE", 1)
+    monkeypatch.setattr(type(bulk.systems["servicenow"]), "writes_together", 2)
+    finish = engine.finish
+
+    def finish_and_cancel(flow, run, works) -> None:
+        finish(flow, run, works)
+        if not bulk.run_row(run).state.ended:
+            runs.cancel_run(bulk.app, run.run_id, "ada")
+
+    monkeypatch.setattr(engine, "finish", finish_and_cancel)
+
+    run = bulk.sync(WINDOW)
+
+    assert len(bulk.incidents()) == 2
+    assert (run.state, run.counts) == (RunState.CANCELLED, {"created": 2})
 
 
 def _take_pages(world: World) -> list[Delivery]:

@@ -1,5 +1,6 @@
 """The life of runs: starting, joining, the cursor, what is taken along, outages, cancelling, and runs that stop moving."""
 
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -334,6 +335,53 @@ def test_cancelled_run_starts_nothing_more(paged_world: World) -> None:
     assert len(world.incidents()) == 4
     assert len(world.mailbox.mails) == 1
     assert "cancel" in world.mailbox.mails[0].text.lower()
+
+
+def test_cancelled_run_counts_what_was_in_hand_before_it_is_mailed(paged_world: World) -> None:
+    """A page in hand goes on for some seconds: run and mail say the same, and what became of all of it."""
+    world = paged_world
+    for number in range(15):
+        world.add_case("" if number == 2 else None)
+    run = world.start()
+    world.pump.run(until=lambda: len(world.incidents()) == 4)
+
+    runs.cancel_run(world.app, run.run_id, "operator@example.com")
+    world.pump.run(for_s=runs.SETTLED_AFTER_S - 1)
+    before = list(world.mailbox.mails)
+    world.pump.run()
+
+    row = world.run_row(run)
+    assert before == []
+    assert row.counts == dict(Counter(result.outcome.value for result in world.results(run).values()))
+    assert (row.counts["created"], row.closed) == (4, True)
+    assert f"4 synced, {row.counts.get('failed', 0)} failed" in world.mailbox.mails[0].text
+
+
+def test_run_is_not_closed_by_two_at_once(world: World) -> None:
+    """Who ended a run closes it: a check that comes meanwhile would send its readers a second mail."""
+    run = world.start()
+    ended = runs._mark_ended(world.app, run, RunState.FAILED, "No such record.")
+    assert ended is not None
+    assert runs._mark_ended(world.app, run, RunState.CANCELLED, "Cancelled by a person.") is None
+    world.pump.run(for_s=runs.SETTLED_AFTER_S - 1)
+    before = list(world.mailbox.mails)
+
+    runs._close(world.app, ended)
+    world.pump.run()
+
+    assert (before, len(world.mailbox.mails)) == ([], 1)
+    assert world.run_row(run).error == "No such record."
+
+
+def test_run_whose_closing_was_interrupted_is_closed_by_a_check(world: World) -> None:
+    """The process that ended it has died: its readers are told all the same."""
+    run = world.start()
+    runs._mark_ended(world.app, run, RunState.FAILED, "No such record.")
+
+    world.pump.run()
+
+    assert world.run_row(run).closed
+    assert len(world.mailbox.mails) == 1
 
 
 # -- outages ----------------------------------------------------------------------------------------------------------
