@@ -1,6 +1,6 @@
 # Every target installs what it needs into this folder (.venv, node_modules), once: a lock file that changed installs again.
 #
-#   make demo      the demonstration: cases become incidents, on this machine, without accounts   RECORDS=300
+#   make demo      the demonstration: cases become incidents, on this machine, without accounts   RECORDS=300 PORTS=7100
 #   make start     keeps the same running, to click through; Ctrl-C ends it                        PORTS=7100
 #   make test      all tests                                                                       ARGS="-k mail"
 #   make faults    breaks every outgoing call in every way: half an hour, on 4 cores              ARGS="--bounded"
@@ -35,7 +35,7 @@ help:
 	@sed -n 's/^#   make/make/p' Makefile
 
 demo: $(RUN_READY)
-	@$(BIN)/python -m sandbox.demo --records $(RECORDS) $(ARGS)
+	@$(BIN)/python -m sandbox.demo --records $(RECORDS) --base-port $(PORTS) $(ARGS)
 
 start: $(RUN_READY)
 	@$(BIN)/python -m sandbox.start --records $(RECORDS) --base-port $(PORTS) $(ARGS)

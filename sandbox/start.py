@@ -399,7 +399,7 @@ def _sweep(folder: Path) -> None:
 def _taken(port: int, what: str) -> str:
     return (
         f"Port {port} ({what}) is in use by another program: end that one, or choose other ports, "
-        f"for example `make start PORTS=7200` or `--base-port 7200`."
+        f"for example `make start PORTS=7200`, `make demo PORTS=7200` or `--base-port 7200`."
     )
 
 
