@@ -85,7 +85,11 @@ def _check_name(recipe: Recipe) -> Iterator[Finding]:
         )
     title_words = set(re.findall(r"[a-z0-9]+", recipe.title.lower()))
     if "_to_" not in recipe.name and not set(recipe.name.split("_")) <= title_words:
-        yield ("title",), "the file is named <source>_to_<target>, or with words of the title (a process event's name)"
+        name = f"{recipe.source.record}_to_{recipe.target.record}".lower()
+        yield (
+            ("title",),
+            f"name the file <source>_to_<target>, as `{name}.yaml`, or with words of the title (a process event's name)",
+        )
 
 
 def _check_start(recipe: Recipe) -> Iterator[Finding]:

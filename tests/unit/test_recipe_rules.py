@@ -150,6 +150,12 @@ def test_a_recipes_name_says_what_it_does(name, title, good):
             parse_recipe(text, name)
 
 
+def test_a_recipe_with_another_name_gets_a_good_one():
+    """Who wrote a first recipe of his own reads what to call its file."""
+    with pytest.raises(RecipeError, match="as `incident_to_incident.yaml`"):
+        parse_recipe(HEAD + "match: [a]\nfields: {a: x}", "mine")
+
+
 def test_a_process_events_title_is_its_exact_name():
     """Both sides know the event by its name alone."""
     head = HEAD.replace("{http: yesterday}", "{webhook: Request Hardware}")
