@@ -22,7 +22,7 @@ EDITABLE = (
 _STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.45 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:1rem}
 h1{font-size:1.3rem}a{color:#1a6fb5}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #8884;vertical-align:top;overflow-wrap:break-word}
+th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #8884;vertical-align:top;overflow-wrap:break-word}td{overflow-wrap:anywhere}
 ul.counts{display:flex;flex-wrap:wrap;gap:.4rem 1rem;list-style:none;padding:0;font-size:.9rem}
 form.edit{display:grid;gap:.6rem;max-width:40rem;margin:1rem 0}label{display:grid;gap:.2rem;font-size:.9rem}
 input,select,textarea,button{font:inherit;padding:.4rem;box-sizing:border-box;width:100%}button{width:auto}
