@@ -152,7 +152,7 @@ def test_a_recipes_name_says_what_it_does(name, title, good):
 
 def test_a_recipe_with_another_name_gets_a_good_one():
     """Who wrote a first recipe of his own reads what to call its file."""
-    with pytest.raises(RecipeError, match="as `incident_to_incident.yaml`"):
+    with pytest.raises(RecipeError, match=r"as `incident_to_incident\.yaml`"):
         parse_recipe(HEAD + "match: [a]\nfields: {a: x}", "mine")
 
 
