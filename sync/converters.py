@@ -40,6 +40,8 @@ class Converter:
 
     convert: Callable[[Value, Argument, Read], Converted]
     says: str  # for the field table; `{}` stands for the argument
+    does: str  # for the reference: what becomes of a value, in full sentences
+    example: str  # as a recipe writes it
     takes: Takes = Takes.NOTHING
     parts: tuple[str, ...] = ()  # names of the parts, all needed
     path_part: str = ""  # the part that holds a path which the converter reads
@@ -160,20 +162,52 @@ def _iana_zone(value: Value, _argument: Argument, _read: Read) -> Converted:
 
 
 CONVERTERS: dict[str, Converter] = {
-    "truncate": Converter(_truncate, "cut after {} characters", Takes.NUMBER),
-    "lower": Converter(_text(str.lower), "in lower case"),
-    "upper": Converter(_text(str.upper), "in capitals"),
-    "strip": Converter(_text(str.strip), "without spaces around it"),
-    "tidy_lines": Converter(_text(_tidy_lines), "without empty lines"),
-    "html_to_text": Converter(_html_to_text, "HTML becomes readable text"),
+    "truncate": Converter(
+        _truncate,
+        "cut after {} characters",
+        "Cuts a longer text to so many characters, the last of them `…`, with the warning `truncated`.",
+        "{truncate: 160}",
+        Takes.NUMBER,
+    ),
+    "lower": Converter(_text(str.lower), "in lower case", "Writes a text in lower case.", "lower"),
+    "upper": Converter(_text(str.upper), "in capitals", "Writes a text in capitals.", "upper"),
+    "strip": Converter(
+        _text(str.strip), "without spaces around it", "Takes spaces and line ends away from both ends.", "strip"
+    ),
+    "tidy_lines": Converter(
+        _text(_tidy_lines),
+        "without empty lines",
+        "Takes empty lines away, and spaces that are too many in the others.",
+        "tidy_lines",
+    ),
+    "html_to_text": Converter(
+        _html_to_text,
+        "HTML becomes readable text",
+        f"Makes readable text of HTML: paragraphs, lists, links and tables stay. Reads {MAX_CHARS:,} characters at most. A text without HTML keeps its words.",
+        "html_to_text",
+    ),
     "opens_with": Converter(
         _opens_with,
         "opens with {path} when that is longer than {longer_than} characters",
+        "Puts the text at `path` and an empty line before the value if that text is longer than `longer_than` characters; else the value stays. Works on an empty value too.",
+        "{opens_with: {path: title, longer_than: 160}}",
         Takes.PARTS,
         parts=("path", "longer_than"),
         path_part="path",
         on_empty=True,
     ),
-    "e164": Converter(_e164, "as an international phone number", Takes.NUMBER_OR_NOTHING),
-    "iana_zone": Converter(_iana_zone, "as an IANA time zone"),
+    "e164": Converter(
+        _e164,
+        "as an international phone number",
+        "Writes a phone number as `+49301234567`. The number behind it is the country code for national numbers (030 …); without one only "
+        "numbers with + or 00 can be used. What is no phone number is `invalid_value`.",
+        "{e164: 49}",
+        Takes.NUMBER_OR_NOTHING,
+    ),
+    "iana_zone": Converter(
+        _iana_zone,
+        "as an IANA time zone",
+        "Writes a time zone's name as the IANA list has it, whatever its case. Another name is `invalid_value`.",
+        "iana_zone",
+    ),
 }

@@ -26,6 +26,18 @@ from sync.converters import ConverterCall
 from sync.placeholders import MARKER_PATH, Template
 from sync.windows import Window
 
+BLOCK_WRITE = (
+    "What may be done: `upsert`: create what is missing, keep in step what exists. `create`: create what is missing, never "
+    "change it. `update`: keep in step what exists, never create. `never`: only look, for `find` alone. `mirror`: like "
+    "`upsert`, and take away what is linked and the source no longer has, for `children` alone."
+)
+MATCH = (
+    "Rules by which a record that is not linked yet is found, strongest first; the first rule that finds one counts. A rule "
+    "is a field of this block, a list of fields that must all be equal, or the long form. Needed where records are created, "
+    "and in `find`; `link` is for `find` alone: the record that the source's record is linked to."
+)
+FIELDS = "The target's fields. `field: path` is short for `field: {from: path}`."
+CHILDREN = "Records that belong to this one, worked after it: blocks of their own."
 RECORD_ITSELF = "."
 
 
@@ -98,11 +110,15 @@ class RecordRef(Strict):
 
 
 class MatchRule(Strict):
-    """One way to find the target's record: all fields together, or the link of the source's record."""
+    """One way to find the target's record, in its long form."""
 
-    fields: PathList = Field((), description="Mapped fields that must all be equal.")
-    when: ConditionField = Field({}, description="A condition on the target's record.")
-    same_or_empty: PathList = Field((), description="Mapped fields that must agree where the record has them.")
+    fields: PathList = Field(
+        (), description="Fields of this block. The target's record must hold the mapped value in all of them."
+    )
+    when: ConditionField = Field({}, description="A condition on the target's record; one that fails it is not taken.")
+    same_or_empty: PathList = Field(
+        (), description="Fields of this block. A record that holds another value in one of them is not taken."
+    )
 
     link: SkipJsonSchema[bool] = Field(False, alias=" link")  # the record that the source's record is linked to
 
@@ -111,27 +127,57 @@ class FieldRule(Strict):
     """How one field of the target is filled."""
 
     name: SkipJsonSchema[str] = Field("", alias=" name")
-    from_: PathList = Field((), alias="from", description="A path of the source, or several: the first not empty.")
+    from_: PathList = Field(
+        (), alias="from", description="A path of the source, or several, of which the first that is not empty counts."
+    )
     value: Annotated[
         Template | Value,
         PlainValidator(
             forms.parse_value, json_schema_input_type=str | float | bool | list[Any] | dict[str, Any] | None
         ),
-    ] = Field(None, description="A constant, or a text with {paths}.")
-    find: "Find | None" = Field(None, description="The block that turns the value into the id of another record.")
+    ] = Field(
+        None, description="A constant, or a text with {paths} of the source; a brace that is meant is written twice."
+    )
+    find: "Find | None" = Field(None, description="Turns the value into the id of another record.")
     choices: Annotated[
         Choices, PlainValidator(forms.parse_choices, json_schema_input_type=dict[str, forms.ChoiceRight])
-    ] = Field((), description="Table of values: the source's on the left, ours on the right; the top row wins.")
+    ] = Field(
+        (),
+        description=(
+            "Table of values: the source's on the left, the target's on the right. If the source holds several, the first row "
+            "that fits counts. A list on the right: its first value is written, each of them is left alone if the target holds it."
+        ),
+    )
     convert: Annotated[
         tuple[ConverterCall, ...], PlainValidator(forms.parse_convert, json_schema_input_type=forms.ConvertText)
-    ] = Field((), description="Named converters, in order.")
+    ] = Field((), description="Converters, worked in order, before `choices`.")
     default: Annotated[
         Value, PlainValidator(forms.parse_constant, json_schema_input_type=str | float | bool | list[Any] | None)
-    ] = Field(None, description="Stands in when the source is empty, invalid, not in the table or not found.")
-    required: Required = Field(None, description="An empty source fails the record, with this reason.")
-    when: ConditionField = Field({}, description="Written only where this holds.")
-    write: FieldWrite = Field(FieldWrite.ALWAYS, description="When a record that exists gets the field.")
-    doc: str = Field("", description="A sentence for the business reader.")
+    ] = Field(
+        None,
+        description=(
+            "Stands in when the source is empty, cannot be used, is not in `choices` or is not found; each but the first with a "
+            "warning. With `find` it is a value to look up by, never an id."
+        ),
+    )
+    required: Required = Field(
+        None,
+        description=(
+            "An empty source fails the record, and so does a value that cannot be used if there is no `default`. A word is "
+            "the reason that people read; `true` gives `required_empty`."
+        ),
+    )
+    when: ConditionField = Field({}, description="The field is written only where this holds, else left alone.")
+    write: FieldWrite = Field(
+        FieldWrite.ALWAYS,
+        description=(
+            "When a record that exists gets the field: `always`: whenever the source's value changes. `on_create`: never, "
+            "only a new record gets it. `if_empty`: only while the target's field is empty; a recipe's first run writes it "
+            "like `always`. `newest`: unless the target's field was changed since, and the target's record later than the "
+            "source's. `unless_changed`: unless the target's field was changed since we last wrote it."
+        ),
+    )
+    doc: str = Field("", description="A sentence for readers of docs/field-mappings.md.")
 
     @model_validator(mode="before")
     @classmethod
@@ -179,17 +225,23 @@ class Block(Strict):
     """How one kind of record is kept in step; the recipe's own, or one under `children`."""
 
     record: str = Field(description="The target's kind of record, by the vendor's name.")
-    from_: FieldPath | None = Field(None, alias="from", description="The source's child type; without: the record.")
-    when: ConditionField = Field({}, description="Only where this holds.")
+    from_: FieldPath | None = Field(
+        None,
+        alias="from",
+        description="The source's child type, one record for each entry. Without it: one record, made from the source's record itself.",
+    )
+    when: ConditionField = Field(
+        {}, description="Only where this holds on the record that the block is made from; what fails it is left out."
+    )
     match: Annotated[
         tuple[MatchRule, ...], BeforeValidator(forms.spell_out_match, json_schema_input_type=forms.MatchText)
-    ] = Field((), description="How the target's record is found, strongest first.")
-    write: WriteMode = Field(WriteMode.UPSERT, description="How far we may go.")
+    ] = Field((), description=MATCH)
+    write: WriteMode = Field(WriteMode.UPSERT, description=BLOCK_WRITE)
     fields: Annotated[
         dict[str, FieldRule],
         BeforeValidator(forms.name_fields, json_schema_input_type=dict[str, str | FieldRule]),
-    ] = Field({}, description="The target's fields.")
-    children: tuple["Block", ...] = Field((), description="Records that belong to this one, worked after it.")
+    ] = Field({}, description=FIELDS)
+    children: tuple["Block", ...] = Field((), description=CHILDREN)
 
     def read_paths(self, prefix: str = "") -> Iterator[str]:
         """Yield every path of the source record that the block needs, full from the record on."""
@@ -222,8 +274,14 @@ class Block(Strict):
 class Find(Block):
     """A block under a field: another record whose id the field needs, worked before it."""
 
-    write: WriteMode = Field(WriteMode.NEVER, description="How far we may go; only look unless it says more.")
-    required: Required = Field(None, description="It must be there, else the record fails with this reason.")
+    write: WriteMode = Field(WriteMode.NEVER, description=f"{BLOCK_WRITE} `find` only looks unless this says more.")
+    required: Required = Field(
+        None,
+        description=(
+            "The record fails where the other one is not found, with this word as its reason; `true` gives the reason that is "
+            "found. Without it the field stays empty, with a warning."
+        ),
+    )
     from_: SkipJsonSchema[None] = Field(None, alias=" from")
 
     @property
@@ -233,38 +291,65 @@ class Find(Block):
 
 
 class Daily(Strict):
-    """A timer: at the app's daily time unless it says its own."""
+    """A timer that fires once a day. A text alone is its window."""
 
-    at: Annotated[time | None, PlainValidator(forms.parse_time_key, json_schema_input_type=str)] = None
-    zone: Annotated[str | None, AfterValidator(forms.check_zone)] = None
-    days: Annotated[frozenset[int], PlainValidator(forms.parse_days_key, json_schema_input_type=str)] = frozenset(
-        range(7)
+    at: Annotated[time | None, PlainValidator(forms.parse_time_key, json_schema_input_type=str)] = Field(
+        None,
+        description='Time of day, in quotes: "06:30". Without it: the app\'s own, the setting DAILY_SYNC_SCHEDULE.',
     )
-    window: WindowField = Window(forms.SINCE_LAST_RUN)
+    zone: Annotated[str | None, AfterValidator(forms.check_zone)] = Field(
+        None,
+        description="Time zone of `at`, like Europe/Berlin. Without it: the setting TIME_ZONE. Counts only with `at`.",
+    )
+    days: Annotated[frozenset[int], PlainValidator(forms.parse_days_key, json_schema_input_type=str)] = Field(
+        frozenset(range(7)), description="Days of the week, like mon-fri or sat,sun. Counts only with `at`."
+    )
+    window: WindowField = Field(Window(forms.SINCE_LAST_RUN), description="What each run reads.")
 
 
 class Poll(Strict):
-    """A timer that looks again and again: at the app's interval unless it says its own."""
+    """A timer that fires again and again. A text alone is its window."""
 
     every_s: Annotated[int | None, PlainValidator(forms.parse_every_key, json_schema_input_type=str)] = Field(
-        None, alias="every"
+        None, alias="every", description="Interval of a minute or more: 5m, 90s, 1h, 1d. Without it: 5m."
     )
-    window: WindowField = Window(forms.SINCE_LAST_RUN)
+    window: WindowField = Field(Window(forms.SINCE_LAST_RUN), description="What each run reads.")
 
 
 class Start(Strict):
-    """What begins a run or an item, and with which window."""
+    """What begins it: at least one of `http`, `daily`, `poll`, `webhook` and `after`; they can stand together."""
 
-    http: WindowField | None = None
-    daily: Annotated[Daily | None, BeforeValidator(forms.window_or_map, json_schema_input_type=str | Daily)] = None
-    poll: Annotated[Poll | None, BeforeValidator(forms.window_or_map, json_schema_input_type=str | Poll)] = None
+    http: WindowField | None = Field(
+        None,
+        description=(
+            "The window of a start by HTTP that names none. Every recipe can be started by HTTP; without this key the window "
+            "is since_last_run."
+        ),
+    )
+    daily: Annotated[Daily | None, BeforeValidator(forms.window_or_map, json_schema_input_type=str | Daily)] = Field(
+        None,
+        description="Starts a run once a day: its window, or a table. Needs `notify: {summary: …}` unless `webhook` stands beside it.",
+    )
+    poll: Annotated[Poll | None, BeforeValidator(forms.window_or_map, json_schema_input_type=str | Poll)] = Field(
+        None, description="Starts a run again and again: its window, or a table."
+    )
     webhook: Annotated[
-        tuple[str, ...] | None,
+        tuple[str, ...] | None,  # () is every event
         PlainValidator(forms.parse_webhook, json_schema_input_type=Literal[True] | str | list[str]),
-    ] = Field(None, description="Names of the events that count; true: every event. Spelt out, () is every event.")
-    after: str | None = Field(None, description="The recipe whose end starts this one.")
+    ] = Field(
+        None,
+        description="The source calls for each record. Names of the events that count, such as Create, Update and Delete; `true`: every event.",
+    )
+    after: str | None = Field(
+        None,
+        description=(
+            "Name of another recipe. When a run of it has ended this one starts, with the window since_last_run. Previews, "
+            "verifications, backfills (`from`/`to`, `all`), runs over `ids`, webhooks and runs that failed or were cancelled start nothing."
+        ),
+    )
     start_from: Annotated[Window | None, PlainValidator(forms.parse_start_from, json_schema_input_type=str)] = Field(
-        None, description="What the first run reads: a window, a date or a time; without: since activation."
+        None,
+        description="What the first run over since_last_run reads: a window, a date or a time. Without it: what changed since the recipe was first active.",
     )
 
     @model_validator(mode="after")
@@ -287,38 +372,64 @@ class Gone(Strict):
 
 
 class Notify(Strict):
-    """Who is told of what: `email`, `teams`, `slack`, or an email address."""
+    """Who is told of what: `email`, `teams`, `slack`, or an email address, alone or in a list.
 
-    summary: Annotated[Names, AfterValidator(forms.check_channels)] = ()
-    created: Annotated[Names, AfterValidator(forms.check_channels)] = ()
-    failed: Annotated[Names, AfterValidator(forms.check_channels)] = ()
+    The loader checks these keys, and nothing reads them yet: whoever starts by HTTP gets the summary, all other mails go
+    to the settings NOTIFY and NOTIFY__<RECIPE>. `teams` and `slack` send nothing.
+    """
+
+    summary: Annotated[Names, AfterValidator(forms.check_channels)] = Field(
+        default=(),
+        description="The summary of the daily timer's runs. Needed beside `daily`, unless `webhook` stands there too.",
+    )
+    created: Annotated[Names, AfterValidator(forms.check_channels)] = Field(
+        default=(), description="Records that were created."
+    )
+    failed: Annotated[Names, AfterValidator(forms.check_channels)] = Field(
+        default=(), description="Records that failed."
+    )
 
 
 class RecipeText(Strict):
-    """A recipe file as it is written: the recipe's keys, and those of its block beside them."""
+    """The keys at the top of a recipe file."""
 
-    title: str = Field(min_length=1, max_length=100, description="The name people see.")
+    title: str = Field(
+        min_length=1, max_length=100, description="The name that people see; of a process event its exact name."
+    )
     source: Annotated[RecordRef, BeforeValidator(forms.parse_record, json_schema_input_type=str)] = Field(
-        description="Where records come from: connection.record."
+        description="Where records come from: connection.record, like dynamics365.account."
     )
     target: Annotated[RecordRef, BeforeValidator(forms.parse_record, json_schema_input_type=str)] = Field(
-        description="Where records go: connection.record."
+        description="Where records go: connection.record, like servicenow.incident."
     )
-    start: Start = Field(description="What begins it, and with which window.")
+    start: Start = Field(description="What begins a run, and over which window.")
     gone: Annotated[
         Gone, BeforeValidator(forms.spell_out_gone, json_schema_input_type=Literal["ignore", "follow"] | dict[str, Any])
-    ] = Field(Gone(), description="What to do when the source record is over.")
+    ] = Field(
+        Gone(),
+        description=(
+            "What becomes of a linked record whose source no longer meets `when`, or was deleted (a webhook's Delete event "
+            "says so; a run does not see it). `ignore`: it is left as it is. `follow`: it is kept in step as long as the source's "
+            "record exists. A table of fields: these are written, once; a text alone is the value."
+        ),
+    )
     notify: Notify = Field(Notify(), description="Who is told of what.")
-    when: ConditionField = Field({}, description="Only records where this holds may create.")
+    when: ConditionField = Field(
+        {},
+        description=(
+            "Only where this holds on the source's record is anything created or kept in step. A record that is linked already and no "
+            "longer meets it is treated as `gone` says."
+        ),
+    )
     match: Annotated[
         tuple[MatchRule, ...], BeforeValidator(forms.spell_out_match, json_schema_input_type=forms.MatchText)
-    ] = Field((), description="How the target's record is found, strongest first.")
-    write: WriteMode = Field(WriteMode.UPSERT, description="How far we may go.")
+    ] = Field((), description=MATCH)
+    write: WriteMode = Field(WriteMode.UPSERT, description=BLOCK_WRITE)
     fields: Annotated[
         dict[str, FieldRule],
         BeforeValidator(forms.name_fields, json_schema_input_type=dict[str, str | FieldRule]),
-    ] = Field(description="The target's fields.")
-    children: tuple[Block, ...] = Field((), description="Records that belong to this one, worked after it.")
+    ] = Field(description=FIELDS)
+    children: tuple[Block, ...] = Field((), description=CHILDREN)
 
 
 Location = tuple[str | int, ...]
