@@ -21,6 +21,7 @@ from sync.forget import forget_email
 from sync.reasons import print_reasons
 from sync.recipe import Recipe
 from sync.recipe_loader import load_recipes
+from sync.recipe_page import print_recipe_reference
 from sync.recipe_schema import build_schema
 
 ROOT = Path(__file__).parent
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forget.add_argument("email")
     forget.add_argument("--settings", type=Path, help="a local.settings.json, as for validate")
     for name, says in (
-        ("docs", "print docs/field-mappings.md, docs/reasons.md and docs/settings.md"),
+        ("docs", "print docs/field-mappings.md, docs/reasons.md, docs/recipe_reference.md and docs/settings.md"),
         ("schema", "print recipes/recipe.schema.json"),
     ):
         command = commands.add_parser(name, help=f"{says} anew, from recipes and code")
@@ -67,6 +68,7 @@ def _run(chosen: argparse.Namespace) -> int:
             pages = {
                 "docs/field-mappings.md": print_catalogue(_load(chosen.root)),
                 "docs/reasons.md": print_reasons(),
+                "docs/recipe_reference.md": print_recipe_reference(),
                 "docs/settings.md": settings_table(),
             }
             return max(_print_file(chosen.root / path, text, chosen.check) for path, text in pages.items())
