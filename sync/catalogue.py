@@ -10,7 +10,7 @@ from sync.recipe import Block, FieldRule, FieldWrite, Find, GoneAction, Recipe, 
 HEAD = """# Field mappings
 
 What each recipe writes, where it comes from and why. This page is printed from the files in `recipes/` by
-`python cli.py docs`; change the recipe, not the page. A name in angle brackets stands for a setting.
+`python cli.py docs`; change the recipe ([recipes.md](recipes.md)), not the page. A name in angle brackets stands for a setting.
 """
 WRITES = {
     FieldWrite.ALWAYS: "whenever the source changes",
