@@ -299,10 +299,10 @@ class Daily(Strict):
     )
     zone: Annotated[str | None, AfterValidator(forms.check_zone)] = Field(
         None,
-        description="Time zone of `at`, like Europe/Berlin. Without it: the setting TIME_ZONE. Counts only with `at`.",
+        description="Time zone of `at`, like Europe/Berlin. Without it: the setting TIME_ZONE. Only with `at`.",
     )
     days: Annotated[frozenset[int], PlainValidator(forms.parse_days_key, json_schema_input_type=str)] = Field(
-        frozenset(range(7)), description="Days of the week, like mon-fri or sat,sun. Counts only with `at`."
+        frozenset(range(7)), description="Days of the week, like mon-fri or sat,sun. Only with `at`."
     )
     window: WindowField = Field(Window(forms.SINCE_LAST_RUN), description="What each run reads.")
 

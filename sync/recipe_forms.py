@@ -187,7 +187,13 @@ def spell_out_field(raw: object) -> object:
         return {raw.short: raw.raw, NAME_KEY: name}
     if raw.raw is None:
         raise ValueError(f"`{name}` has nothing behind it: it needs a path of the source")
-    raise ValueError(f"`{name}` needs a path of the source; a constant is written {{value: {raw.raw}}}")
+    constant = str(raw.raw).lower() if isinstance(raw.raw, bool) else raw.raw
+    instead = (
+        "several are written {from: [a, b]}"
+        if isinstance(raw.raw, list)
+        else f"a constant is written {{value: {constant}}}"
+    )
+    raise ValueError(f"`{name}` needs a path of the source; {instead}")
 
 
 def spell_out_gone(raw: object) -> object:

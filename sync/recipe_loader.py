@@ -126,7 +126,11 @@ def _read_yaml(content: bytes, file: str) -> tuple[Any, dict[Location, Place]]:
         reader = YAML(typ="safe", pure=True)
         places: dict[Location, Place] = {}
         node = reader.compose(text)
-        faults = list(_walk(node, (), file, places)) if node is not None else []
+        if node is None:
+            raise RecipeError(
+                [Fault(file, (1, 1), "the file is empty; a recipe begins with `title`, `source` and `target`")]
+            )
+        faults = list(_walk(node, (), file, places))
         if faults:
             raise RecipeError(faults)
         return reader.load(text), places

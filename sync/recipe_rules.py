@@ -96,6 +96,8 @@ def _check_start(recipe: Recipe) -> Iterator[Finding]:
     start = recipe.start
     if start.timed and not recipe.notify.summary:
         yield ("start", "daily"), "a daily timer owes a summary: say who gets it in `notify: {summary: …}`"
+    if start.daily is not None and start.daily.at is None and start.daily.model_fields_set & {"zone", "days"}:
+        yield ("start", "daily"), "`zone` and `days` belong to a time of the recipe's own: add `at`, or leave them out"
     if start.after == recipe.name:
         yield ("start", "after"), "a recipe cannot start after itself"
     if start.webhook and len(start.webhook) == 1 and " " in start.webhook[0] and start.webhook[0] != recipe.title:

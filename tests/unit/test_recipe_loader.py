@@ -105,6 +105,8 @@ def test_every_fault_of_every_file_comes_in_one_error(tmp_path):
     ("body", "says"),
     [
         ("match: [a]\nfields: {a: 3}", "a constant is written {value: 3}"),
+        ("match: [a]\nfields: {a: true}", "a constant is written {value: true}"),
+        ("match: [a]\nfields: {a: [x, y]}", "several are written {from: [a, b]}"),
         ("match: [a]\nfields: {a: }", "it needs a path"),
         ("match: [a]\nfields: {a: {from: x, value: y}}", "not both"),
         ("match: [a]\nfields: {a: {doc: x}}", "one of the two"),
@@ -185,7 +187,8 @@ def test_a_bad_start_is_named(start, says):
         ("a: 1\n---\nb: 2", "not YAML"),
         ("? [a]\n: b", "a key must be a word"),
         ("[" * 30, "deeper than 20"),
-        ("", "must be a table"),
+        ("", "the file is empty"),
+        ("# a note", "the file is empty"),
         ("- a", "must be a table"),
         ("a: \x07", "not YAML"),
         (b"\xff", "not UTF-8"),

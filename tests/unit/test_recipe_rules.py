@@ -240,3 +240,13 @@ def test_production_and_test_are_not_joined_by_accident():
     assert refused[0].startswith("the recipe joins a production and a test connection")
     assert refused[0].endswith("name `a_to_b` in the setting ALLOW_MIXED_ENVIRONMENTS")
     assert allowed == []
+
+
+def test_a_time_zone_and_days_belong_to_a_time():
+    """Without `at` the app's own daily time counts: zone and days would be passed over."""
+    body = "match: [a]\nfields: {a: x}\nnotify: {summary: email}"
+
+    for daily in ("{days: mon-fri}", "{zone: Europe/Berlin}"):
+        with pytest.raises(RecipeError, match="add `at`"):
+            recipe_of(body, head=HEAD.replace("{http: yesterday}", f"{{daily: {daily}}}"))
+    recipe_of(body, head=HEAD.replace("{http: yesterday}", '{daily: {at: "06:30", days: mon-fri}}'))
