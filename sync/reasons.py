@@ -61,7 +61,8 @@ REASONS: dict[str, Reason] = {
     ),
     "target_not_found": Reason("No target record matches, and this recipe only updates.", ""),
     "target_taken": Reason(
-        "The matching target record belongs to another source record already.", "Unlink the wrong one of the two."
+        "The matching target record belongs to another source record already.",
+        "Make the two source records differ in what the recipe matches by, or merge them; then retry the record.",
     ),
     "owned_by_other_recipe": Reason(
         "Another recipe writes this field of the target.", "Let one recipe own it: remove it from the other."

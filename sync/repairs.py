@@ -13,6 +13,8 @@ from sync.flow import Flow
 from sync.summaries import results_of
 from sync.windows import Window, WindowKind
 
+RECREATES = ("target_missing", CREATE_IN_DOUBT)  # reasons of the records that `recreate` takes …
+UNLINKS = ("target_missing",)  # … and `unlink`
 MOST_RECORDS = 10_000  # that one repair takes; a larger failure is a backfill
 
 
@@ -41,7 +43,7 @@ def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()
 
     Raises MappingError `nothing_to_repair`.
     """
-    gone = _unlink_all(app, run, _failed(app, run, keys, reasons=("target_missing", CREATE_IN_DOUBT)))
+    gone = _unlink_all(app, run, _failed(app, run, keys, reasons=RECREATES))
     return _work_again(app, run, gone, "recreate", who)
 
 
@@ -50,7 +52,7 @@ def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) 
 
     Raises MappingError `nothing_to_repair`.
     """
-    gone = _unlink_all(app, run, _failed(app, run, keys, reasons=("target_missing",)))
+    gone = _unlink_all(app, run, _failed(app, run, keys, reasons=UNLINKS))
     for key in gone:
         app.tables.delete_key(OpenRow, run.recipe, key_text(key))
     runs.audit(app, "unlink", who, run, f"{len(gone)} records")
