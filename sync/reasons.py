@@ -136,6 +136,10 @@ REASONS: dict[str, Reason] = {
     "rejected": Reason("The target refuses the record.", "Correct the record or the target's rule, then retry it."),
     "rate_limited": Reason("The system asked us to slow down for too long.", "Retry later, or have its limit raised."),
     "vendor_unavailable": Reason("The system did not answer.", "Nothing by hand: it is tried again with the next run."),
+    "untrusted_certificate": Reason(
+        "The system shows a certificate that is not trusted here.",
+        "Check the connection's address, or name the file that the certificate can be checked by in `REQUESTS_CA_BUNDLE`.",
+    ),
     "unreadable_answer": Reason(
         "The system's answer could not be read.", "Nothing by hand: it is tried again with the next run."
     ),

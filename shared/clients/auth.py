@@ -18,7 +18,7 @@ import msal  # type: ignore[import-untyped]  # msal ships no types
 import requests
 
 from shared import attempt
-from shared.clients.http import Answer, Dialect, HttpConnection, Meaning, NoAuth, Reading
+from shared.clients.http import UNTRUSTED, Answer, Dialect, HttpConnection, Meaning, NoAuth, Reading, is_untrusted
 from shared.errors import AccessError, RateLimitedError, RemoteError, TransientError
 
 RENEW_BEFORE_S = 60.0
@@ -152,7 +152,11 @@ def build_dynamics365_auth(
                 )  # fmt: skip
             answer = apps[0].acquire_token_for_client(scopes=[scope])
         except (requests.RequestException, json.JSONDecodeError, msal.exceptions.MsalError, RuntimeError) as exc:
-            answer = {"error": "temporarily_unavailable", "error_codes": [type(exc).__name__]}
+            untrusted = is_untrusted(exc)
+            answer = {
+                "error": UNTRUSTED[0] if untrusted else "temporarily_unavailable",
+                "error_codes": [type(exc).__name__],
+            }
         except (LookupError, TypeError, AttributeError) as exc:  # msal believes that an answer has the form it should
             answer = {"error": "temporarily_unavailable", "error_codes": [type(exc).__name__]}
         except ValueError as exc:  # discovery refused, or not an authority at all
@@ -194,6 +198,9 @@ def _read_entra_refusal(answer: Mapping[str, Any], connection: str, authority: s
         "path": urlsplit(authority).path,
         "request_id": str(answer.get("correlation_id") or ""),
     }
+    if answer.get("error") == UNTRUSTED[0]:
+        code, says = UNTRUSTED
+        return TransientError(f"Microsoft Entra {says} ({connection}). It is tried again later.", code=code, **facts)
     if answer.get("error") in ("temporarily_unavailable", "server_error", "request_timeout"):
         return TransientError(
             f"Microsoft Entra gave no token: {reason} ({connection}). It is tried again later.", **facts

@@ -41,6 +41,10 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 MAX_RETRY_AFTER_S = 24 * 3600.0
 MIN_PAUSE_S, MAX_DEFAULT_PAUSE_S = 1.0, 60.0  # a pause that the vendor does not name doubles in between
+UNTRUSTED = (
+    "untrusted_certificate",
+    "shows a certificate that is not trusted here: check the address, or name the file that it can be checked by in REQUESTS_CA_BUNDLE",
+)
 REPEATS = 2  # of a harmless call, within the call; longer waits are the queue's business
 REPEAT_WITHIN_S = 10.0  # a call that failed slowly is not repeated here
 
@@ -368,11 +372,19 @@ def read_status(answer: Answer, *, wants_json: bool) -> Reading | None:
 def read_exception(exc: Exception) -> Reading:
     """Read the absence of an answer; an error before the request left is safe for creates too."""
     root = _root_of(exc)
+    if is_untrusted(exc):
+        return Reading(Meaning.NOT_DONE, *UNTRUSTED)
     if _never_left(exc, root):
         return Reading(Meaning.NOT_DONE, "unreachable", f"could not be reached ({type(root).__name__})")
     if isinstance(exc, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
         return Reading(Meaning.LOST, "no_answer", "did not answer in time")
     return Reading(Meaning.LOST, "connection_cut", f"broke off before its answer was complete ({type(root).__name__})")
+
+
+def is_untrusted(exc: Exception) -> bool:
+    """Tell whether a certificate was refused: of TLS errors the one that is surely before the request."""
+    root = _root_of(exc)
+    return isinstance(root, urllib3.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(root)
 
 
 def read_retry_after(
@@ -426,10 +438,7 @@ def _root_of(exc: Exception) -> Exception:
 def _never_left(exc: Exception, root: Exception) -> bool:
     if isinstance(exc, requests.exceptions.ConnectTimeout | requests.exceptions.ProxyError):
         return True
-    if isinstance(root, urllib3.exceptions.NewConnectionError):  # refused, no route, no such name
-        return True
-    # Of TLS errors only a refused certificate is surely before the request.
-    return isinstance(root, urllib3.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(root)
+    return isinstance(root, urllib3.exceptions.NewConnectionError)  # refused, no route, no such name
 
 
 def _build_request(call: _Call, auth_headers: Mapping[str, str]) -> requests.PreparedRequest:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 
 from sandbox.certificates import make_certificates
@@ -381,6 +382,17 @@ def test_entra_that_cannot_be_reached_is_transient() -> None:
         login.auth().headers()
 
     assert type(caught.value) is TransientError
+
+
+def test_entra_with_a_certificate_of_nobody_s_says_what_to_set(login: Login) -> None:
+    """A proxy that opens TLS shows its own certificate: that is mended by a setting, not by waiting."""
+    login.ca_file = Path(certifi.where())
+
+    with pytest.raises(TransientError) as caught:
+        login.auth().headers()
+
+    assert caught.value.code == "untrusted_certificate"
+    assert "REQUESTS_CA_BUNDLE" in caught.value.message
 
 
 def test_entra_is_not_asked_when_time_is_short(login: Login) -> None:

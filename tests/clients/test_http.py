@@ -244,6 +244,16 @@ def test_service_unavailable_with_retry_after_pauses_too() -> None:
     assert permits.pauses == [7]
 
 
+def test_refused_certificate_says_what_to_set() -> None:
+    """Nothing mends a certificate that is not trusted but a person: the setting that does stands in the message."""
+    cause = urllib3.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get local issuer certificate")
+
+    error = refused(body=requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(None, "/", cause)))
+
+    assert (type(error), error.code) == (TransientError, "untrusted_certificate")
+    assert "REQUESTS_CA_BUNDLE" in error.message
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
