@@ -26,6 +26,8 @@ from sync.recipe_schema import build_schema
 
 ROOT = Path(__file__).parent
 AGAIN = "Give the command again later."
+MENDED = "Then give the command again."  # where waiting mends nothing
+FROM_FILE = "Settings that stand in a file are read with --settings, as in --settings local.settings.json."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +76,8 @@ def _run(chosen: argparse.Namespace) -> int:
             return max(_print_file(chosen.root / path, text, chosen.check) for path, text in pages.items())
         return _print_file(chosen.root / "recipes/recipe.schema.json", build_schema(), chosen.check)
     except TransientError as exc:
-        text = str(exc).replace("It is tried again later.", AGAIN).replace("The work is put back.", AGAIN)
+        then = MENDED if exc.code == "untrusted_certificate" else AGAIN
+        text = str(exc).replace("It is tried again later.", then).replace("The work is put back.", then)
         print(text, file=sys.stderr)
         return 1
     except SyncError as exc:
@@ -125,7 +128,8 @@ def _validate_systems(chosen: argparse.Namespace) -> int:
     for name, missing in app.inactive.items():
         near = "".join(nearest(each, app.settings.connections) for each in missing)
         print(f"recipes/{name}.yaml is not active: {' and '.join(missing)} is not configured{near}")
-    print(f"{len(app.recipes)} compared with their systems, {len(problems)} problem{'s' * (len(problems) != 1)}")
+    idle = f"; NOT ACTIVE, so not compared and never run: {', '.join(app.inactive)}" if app.inactive else ""
+    print(f"{len(app.recipes)} compared with their systems, {len(problems)} problem{'s' * (len(problems) != 1)}{idle}")
     return int(any(problem.severity is checks.Severity.ERROR for problem in problems))
 
 
@@ -133,7 +137,11 @@ def _build(chosen: argparse.Namespace) -> App:
     """Build the app from the environment's settings, and those of a file beside them."""
     values = _read_values(chosen.settings) if chosen.settings else {}
     os.environ.update({name: value for name, value in values.items() if name not in os.environ and value})
-    return build_app(load_settings(os.environ), chosen.root / "recipes")
+    try:
+        settings = load_settings(os.environ)
+    except ConfigError as exc:
+        raise exc if chosen.settings else ConfigError(f"{exc.message}\n{FROM_FILE}") from None
+    return build_app(settings, chosen.root / "recipes")
 
 
 def _read_values(file: Path) -> dict[str, str]:

@@ -64,7 +64,7 @@ def load_recipes(
                 faults += exc.faults
     faults += check_together(recipes, connections, mixed_allowed)
     if not recipes and not faults:
-        faults.append(Fault(folder.name, (1, 1), "there is no recipe in this folder"))
+        faults.append(Fault(folder.name, (1, 1), f"there is no recipe in this folder: {folder.resolve()}"))
     if faults:
         raise RecipeError(faults)
     return recipes

@@ -42,6 +42,7 @@ def test_a_misspelt_connection_gets_a_suggestion(configured, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "servicenw.incident, 1 field\n" in said
     assert "servicenw is not configured; did you mean servicenow?" in said
+    assert said.splitlines()[-1].endswith("NOT ACTIVE, so not compared and never run: case_to_incident")
 
 
 def test_permits_are_given_back(configured):

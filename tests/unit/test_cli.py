@@ -83,6 +83,47 @@ def test_what_does_not_answer_is_not_promised_another_try(
     assert "ServiceNow did not answer. Give the command again later.\n" in capsys.readouterr().err
 
 
+def test_a_refused_certificate_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Later it will be refused again: first it is to be mended."""
+
+    def untrusted(*_: object) -> None:
+        raise TransientError("Its certificate is not trusted. It is tried again later.", code="untrusted_certificate")
+
+    monkeypatch.setattr(cli, "build_app", untrusted)
+    monkeypatch.setattr(cli, "load_settings", lambda _: None)
+
+    assert main(["validate", "--systems"]) == 1
+
+    said = capsys.readouterr().err
+    assert "Its certificate is not trusted. Then give the command again.\n" in said
+
+
+def test_missing_settings_lead_to_the_file_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who has no settings in the shell has them in a file; who gave one is not told to give one."""
+    monkeypatch.setattr(os, "environ", {})
+    file = tmp_path / "local.settings.json"
+    file.write_text('{"Values": {}}')
+
+    without, given = ["validate", "--systems"], ["validate", "--systems", "--settings", str(file)]
+    said = [(main(arguments), capsys.readouterr().err) for arguments in (without, given)]
+
+    assert [(code, "--settings local.settings.json" in text) for code, text in said] == [(1, True), (1, False)]
+    assert all("APP_URL is missing" in text for _, text in said)
+
+
+def test_a_folder_without_recipes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To who gave another folder than they meant, "this folder" says nothing."""
+    (tmp_path / "recipes").mkdir()
+
+    assert main(["--root", str(tmp_path), "validate"]) == 1
+
+    assert str(tmp_path / "recipes") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", WARNING_TEXTS)
 def test_every_warning_of_a_mapping_is_explained(code: str) -> None:
     """A warning in a mail whose code nobody explains leaves its reader with nothing to do."""
