@@ -1,13 +1,15 @@
 """A run, or a day of events, as the mail that a support lead reads; pure: facts in, Email out.
 
-Every failed record stands there with its number, its reason, what to do and its links. Above GROUP_ABOVE they are grouped
-by reason and all of them go along as a CSV file. No link carries a key.
+Every failed record stands there with its number, its reason, what to do and its links; what is the same of SAME_FROM
+records is said once, with all of them. Above GROUP_ABOVE they are grouped by reason, with a few examples, and all of them
+go along as a CSV file. No link carries a key.
 """
 
 import csv
 import dataclasses
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from sync.reasons import explain, title_of
 
 SYNCED = (Outcome.CREATED, Outcome.ADOPTED, Outcome.UPDATED, Outcome.UNCHANGED)
 GROUP_ABOVE = 100
+SAME_FROM = 10  # records of which the same is to be said
 EXAMPLES = 3  # records shown of a group
 LISTED = 50  # created references shown
 IDS_LISTED = 3  # of a window of ids; more are only counted
@@ -30,6 +33,8 @@ LISTED_PER_WARNING = 10
 CSV_ROWS = 20_000  # about 6 MB: mail services take 10 MB at the most
 CSV_NAME = "failed-records.csv"
 PLANNED = {Outcome.CREATED: "to create", Outcome.ADOPTED: "to adopt", Outcome.UPDATED: "to update"}  # of a preview
+KEY_WANTED = "In Azure this address asks for the app's function key, as the header x-functions-key; opened without it, it stays empty."
+BY_ITSELF = "Each record is looked at by itself: of two new ones that share what they are matched by, such as one email, both would sync here; in a run the second fails."
 STILL_FAILING = "Known from earlier runs. They are tried with every run for seven days, then only shown, until one succeeds or is skipped."
 NEXT_STEP = "What failed is tried again with the next run. To try it now, POST to the run's address with /retry at the end; to leave it, with /skip."
 NEXT_STEP_OF_DAY = "What failed is tried again with the next run, for seven days."
@@ -243,7 +248,9 @@ def _notices(facts: SummaryFacts) -> list[_Notice]:
         )
     if facts.preview:
         notices.append(
-            _Notice("plan", "This was a preview", "Nothing was written; the numbers say what a run would do.")
+            _Notice(
+                "plan", "This was a preview", f"Nothing was written; the numbers say what a run would do. {BY_ITSELF}"
+            )
         )
     synced, skipped, failed = counts_of(facts.counts)
     if facts.state is RunState.COMPLETED and not (synced or skipped or failed or facts.counts.get(Outcome.HELD)):
@@ -345,6 +352,7 @@ def _build(
         "created_more": max(0, len(facts.created) - LISTED),
         "next_step": "" if words is not DID or not everything else NEXT_STEP_OF_DAY if digest else NEXT_STEP,
         "status_url": safe_link(facts.status_url),
+        "key_wanted": KEY_WANTED,
         "status_label": "See the runs" if digest else "See the run",
     }
     short = title if len(title) <= SUBJECT_TITLE_CHARS else title[: SUBJECT_TITLE_CHARS - 1].rstrip() + "…"
@@ -365,12 +373,13 @@ def _failure_sections(facts: Facts, grouped: bool) -> list[dict[str, Any]]:
     for title, lines in ((words.failed, facts.failures), (words.repeated, facts.repeated)):
         if lines:
             noun = _plural("record", len(lines))
+            alone, same = ([], []) if grouped else _told_once([_line_view(line, facts.zone) for line in lines])
             sections.append(
                 {
                     "title": f"{len(lines):,} {noun} {'differs' if title == 'differ' and len(lines) == 1 else title}",
                     "note": STILL_FAILING if lines[0].since and words is DID else "",
-                    "lines": [] if grouped else [_line_view(line, facts.zone) for line in lines],
-                    "groups": [_group_view(code, group) for code, group in _groups(lines)] if grouped else [],
+                    "lines": alone,
+                    "groups": [_group_view(code, group) for code, group in _groups(lines)] if grouped else same,
                 }
             )
     return sections
@@ -390,6 +399,24 @@ def _line_view(line: FailureLine, zone: ZoneInfo) -> dict[str, str]:
     }
 
 
+def _told_once(views: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """Return the lines that stand alone, and as groups those of which nothing differs but the record; a group names them all."""
+
+    def says(view: dict[str, str]) -> tuple[str, ...]:
+        return tuple(text for name, text in view.items() if name not in ("label", "url"))
+
+    counts = Counter(map(says, views))
+    alone = [view for view in views if counts[says(view)] < SAME_FROM]
+    groups = []
+    for said, count in counts.most_common():
+        same = [view for view in views if says(view) == said]
+        if count >= SAME_FROM:
+            groups.append(
+                same[0] | {"count": count, "examples": [(each["label"], each["url"]) for each in same], "more": 0}
+            )
+    return alone, groups
+
+
 def _group_view(code: str, lines: Sequence[FailureLine]) -> dict[str, Any]:
     reason = explain(code)
     said = dict.fromkeys(_one_line(line.sentence) for line in lines if line.sentence)
@@ -400,6 +427,7 @@ def _group_view(code: str, lines: Sequence[FailureLine]) -> dict[str, Any]:
         "count": len(lines),
         "sentence": sentence,
         "do": reason.do,
+        "since": "",
         "examples": [(_one_line(line.label), safe_link(line.source_url)) for line in lines[:EXAMPLES]],
         "more": max(0, len(lines) - EXAMPLES),
     }

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from zoneinfo import ZoneInfo
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from shared.state.rows import RunState
 from sync.reasons import REASONS, explain
 from sync.summary import (
+    BY_ITSELF,
     CSV_ROWS,
     GROUP_ABOVE,
+    KEY_WANTED,
+    SAME_FROM,
     DigestFacts,
     FailureLine,
     Guard,
@@ -156,7 +160,7 @@ def test_summary_separates_new_failures_from_repeated_ones():
 
 @pytest.mark.parametrize("count", [GROUP_ABOVE, GROUP_ABOVE + 1], ids=["at the limit", "above"])
 def test_summary_groups_long_lists_and_attaches_them(count):
-    """Up to 100 failed records are listed; more are grouped by reason, the commonest first, and attached."""
+    """Up to 100 failed records stand there one by one; more are grouped by reason, the commonest first, and attached."""
     half = count // 3
     failures = lines(half, "contact_without_email") + lines(count - half - 1)
 
@@ -164,7 +168,7 @@ def test_summary_groups_long_lists_and_attaches_them(count):
 
     if count == GROUP_ABOVE:
         assert email.attachments == ()
-        assert email.text.count("\n- CAS-") == count
+        assert len(re.findall(r"^(- |    )CAS-", email.text, re.MULTILINE)) == count
         return
     (attachment,) = email.attachments
     assert (attachment.name, attachment.type) == ("failed-records.csv", "text/csv")
@@ -174,6 +178,46 @@ def test_summary_groups_long_lists_and_attaches_them(count):
     rows = list(csv.reader(io.StringIO(attachment.content.decode("utf-8-sig"))))
     assert rows[0][:4] == ["record", "new", "failing since", "reason"]
     assert len(rows) == 1 + count
+
+
+@pytest.mark.parametrize("count", [SAME_FROM - 1, SAME_FROM], ids=["few", "from ten"])
+def test_summary_says_the_same_of_many_records_once(count):
+    """What is the same of ten records stands there once, with all of them by number and link; others keep a line each."""
+    url = "https://crm.example.com/c?id="
+    same = tuple(FailureLine(f"CAS-{n}", "customer_is_account", source_url=f"{url}{n}") for n in range(count))
+    other = FailureLine("CAS-other", "customer_is_account", "Its customer is Fabrikam.")
+    since = datetime(2026, 3, 10, 12, tzinfo=UTC)
+    old = tuple(dataclasses.replace(line, since=since) for line in same)
+
+    email = build_summary(dataclasses.replace(FACTS, failures=(same[0], other, *same[1:]), repeated=old))
+
+    page = Page(email.html)
+    says = explain("customer_is_account").says
+    for text in (email.text, " ".join(" ".join(page.texts).split())):
+        assert text.count(says) == 2 * (count if count < SAME_FROM else 1)
+        assert "Its customer is Fabrikam." in text
+        assert "since Tue 10 March 2026" in text
+        assert all(f"CAS-{n}" in text for n in range(count))
+    assert (f"{count} x Customer is account" in email.text) is (count >= SAME_FROM)
+    assert all(page.links.count(f"{url}{n}") == 2 for n in range(count))
+    assert email.attachments == ()
+    assert page.open == []
+
+
+def test_summary_link_says_what_it_asks_for():
+    """No link carries a key, so in Azure a browser gets an empty 401 from it."""
+    email = build_summary(FACTS)
+
+    assert f"{FACTS.status_url}\n{KEY_WANTED}" in email.text
+    assert "x-functions-key" in email.html
+
+
+def test_preview_says_what_it_cannot_know():
+    """Two new records that share an email do not meet before the first of them is made."""
+    preview, run = (build_summary(dataclasses.replace(FACTS, preview=each)) for each in (True, False))
+
+    assert BY_ITSELF in preview.text
+    assert BY_ITSELF not in run.text
 
 
 def test_summary_attached_list_is_bounded():
