@@ -20,6 +20,8 @@ from sync.mapping import FieldWarning, Mapped, MappedField
 from sync.matching import look_up
 from sync.recipe import Block, Find, MatchRule
 
+NAMED = ("group",)  # whose names are no person's, and may stand in results and mails
+NAME_CHARS = 80
 HIDDEN_FOR = timedelta(days=1)  # how long "exists but is not shown" is believed before it is tried again
 
 
@@ -202,6 +204,15 @@ def _create(flow: Flow, find: Find, ask: Ask, rule: MatchRule, key: Key, blank: 
     return Reference(answer.key, created={"record": find.record, "key": answer.key, "url": url})
 
 
+def _nobody(find: Find, ask: Ask, noun: str) -> str:
+    """Say that nothing was found; by which name only where that is no person's."""
+    key = next((_key(rule, ask.inputs) for rule in find.match if rule.fields == ("name",)), None)
+    if noun not in NAMED or key is None:
+        return f"no {noun} has the value that the source names"
+    name = str(key[0])
+    return f'no {noun} is called "{name if len(name) <= NAME_CHARS else name[: NAME_CHARS - 1] + "…"}"'
+
+
 def _match(rule: MatchRule, key: Key) -> dict[str, Scalar]:
     return dict(zip(rule.fields, key, strict=True))
 
@@ -216,7 +227,7 @@ def _finish(flow: Flow, find: Find, ask: Ask, answer: Reference | SyncError | No
         return answer
     name, noun = ask.field.name, flow.target.describe(find.record).noun
     if answer is None:
-        text = f"{name}: no {noun} has the value that the source names."
+        text = f"{name}: {_nobody(find, ask, noun)}."
         answer = Reference(warnings=(FieldWarning(f"{noun}_not_found", text),))
     if ask.field.default_inputs is not None:
         asked = Ask(dataclasses.replace(ask.field, find_inputs=ask.field.default_inputs), ask.owner)

@@ -305,7 +305,7 @@ def test_team_goes_to_the_group_of_its_name(world: World) -> None:
 
 
 def test_unknown_team_is_a_warning_and_no_group_is_made(world: World) -> None:
-    """Groups are never created."""
+    """Groups are never created; which one is wanted stands in the warning: a group's name is nobody's own."""
     team = world.dynamics.insert("team", name="Unheard of")
     case = world.add_case(ownerid=("team", team))
 
@@ -313,6 +313,8 @@ def test_unknown_team_is_a_warning_and_no_group_is_made(world: World) -> None:
 
     assert world.incident_of(case)["assignment_group"] == ""
     assert _codes(_only(world, run)) == ["group_not_found"]
+    assert _only(world, run).warnings[0]["text"] == 'assignment_group: no group is called "Unheard of".'
+    assert '"Unheard of"' in world.mailbox.mails[0].text
     assert world.servicenow.rows("sys_user_group", name="Unheard of") == []
 
 
