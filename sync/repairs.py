@@ -1,5 +1,6 @@
 """What a person can do about records that failed: try them again, skip them, or give up a link whose target is gone."""
 
+import dataclasses
 from collections.abc import Collection, Sequence
 
 from shared.errors import MappingError
@@ -18,7 +19,15 @@ UNLINKS = ("target_missing",)  # … and `unlink`
 MOST_RECORDS = 10_000  # that one repair takes; a larger failure is a backfill
 
 
-def retry_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+@dataclasses.dataclass(frozen=True)
+class Repaired:
+    """What a repair did."""
+
+    run: RunRow  # that works the records again, else the one that they failed in
+    records: int
+
+
+def retry_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> Repaired:
     """Start a run over the records that failed in a run, or over some of them; the first run's results and mail stand.
 
     Raises MappingError `nothing_to_repair`.
@@ -26,7 +35,7 @@ def retry_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) ->
     return _work_again(app, run, _failed(app, run, keys), "retry", who)
 
 
-def skip_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+def skip_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> Repaired:
     """Take the records that failed in a run, or some of them, off the list of what is taken along.
 
     Raises MappingError `nothing_to_repair`.
@@ -35,10 +44,10 @@ def skip_failed(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> 
     for key in failed:
         app.tables.delete_key(OpenRow, run.recipe, key_text(key))
     runs.audit(app, "skip", who, run, f"{len(failed)} records")
-    return run
+    return Repaired(run, len(failed))
 
 
-def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> Repaired:
     """Unlink the records whose target was gone in a run, or may have been made, and work them again: matched or created anew.
 
     Raises MappingError `nothing_to_repair`.
@@ -47,7 +56,7 @@ def recreate_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()
     return _work_again(app, run, gone, "recreate", who)
 
 
-def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> RunRow:
+def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) -> Repaired:
     """Unlink the records whose target was gone in a run: their next change is matched or created anew.
 
     Raises MappingError `nothing_to_repair`.
@@ -56,7 +65,7 @@ def unlink_missing(app: App, run: RunRow, who: str, keys: Collection[str] = ()) 
     for key in gone:
         app.tables.delete_key(OpenRow, run.recipe, key_text(key))
     runs.audit(app, "unlink", who, run, f"{len(gone)} records")
-    return run
+    return Repaired(run, len(gone))
 
 
 ACTIONS = {
@@ -67,11 +76,11 @@ ACTIONS = {
 }
 
 
-def _work_again(app: App, run: RunRow, keys: Collection[str], action: str, who: str) -> RunRow:
+def _work_again(app: App, run: RunRow, keys: Collection[str], action: str, who: str) -> Repaired:
     window = Window(WindowKind.IDS, ids=tuple(sorted(keys)))
     started = runs.start_run(app, app.recipe(run.recipe), window, started_by="retry", mail_to=tuple(run.mail_to))
     runs.audit(app, action, who, run, f"{len(keys)} records as {started.run.run_id}")
-    return started.run
+    return Repaired(started.run, len(keys))
 
 
 def _failed(app: App, run: RunRow, keys: Collection[str], reasons: Sequence[str] = ()) -> list[str]:

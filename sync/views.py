@@ -2,6 +2,7 @@
 
 from itertools import islice
 from typing import Any
+from urllib.parse import urlencode
 
 from shared.errors import MappingError
 from shared.state.rows import MailState, OpenRow, Outcome, ResultRow, RunRow, RunState
@@ -66,12 +67,10 @@ def list_runs(app: App, recipe: str = "", limit: int = 20) -> list[dict[str, Any
     return [run_view(app, run) for run in found[:limit]]
 
 
-def list_results(
-    app: App, run_id: str, outcome: str = "", limit: int = MOST_RESULTS, skip: int = 0
-) -> list[dict[str, Any]]:
-    """Return a run's results, by choice those of one outcome; `skip` leaves out the first so many.
+def list_results(app: App, run_id: str, outcome: str = "", limit: int = MOST_RESULTS, skip: int = 0) -> dict[str, Any]:
+    """Return a run's results, by choice those of one outcome, and where the next ones are.
 
-    Raises MappingError `unknown_run` or `bad_outcome`.
+    `skip` leaves out the first so many. Raises MappingError `unknown_run` or `bad_outcome`.
     """
     run = app.find_run(run_id)
     if run is None:
@@ -80,7 +79,13 @@ def list_results(
         raise MappingError(f"{outcome[:40]!r} is no outcome; there are {', '.join(Outcome)}.", code="bad_outcome")
     chosen = (result for result in results_of(app, run) if outcome in ("", result.outcome))
     limit = min(limit, MOST_RESULTS)
-    return [result_view(result) for result in islice(chosen, skip, skip + limit)]
+    found = list(islice(chosen, skip, skip + limit + 1))
+    asked = ({"outcome": outcome} if outcome else {}) | {"limit": limit, "skip": skip + limit}
+    following = f"{app.settings.app_url}/api/runs/{run.run_id}/results?{urlencode(asked)}"
+    return {
+        "results": [result_view(result) for result in found[:limit]],
+        "next": following if len(found) > limit else None,
+    }
 
 
 def result_view(result: ResultRow) -> dict[str, Any]:

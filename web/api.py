@@ -168,11 +168,11 @@ def get_run(app: App, request: Request) -> Response:
 
 
 def list_results(app: App, request: Request) -> Response:
-    """List a run's results; `outcome` narrows them, `limit` and `skip` page through them."""
+    """List a run's results; `outcome` narrows them, `limit` and `skip` page through them, as does `next` while there are more."""
     given = _parameters(request, RESULT_PARAMETERS)
     limit, skip = _number(given, "limit", views.MOST_RESULTS, least=1), _number(given, "skip", 0)
     run_id, outcome = request.route.get("run_id", ""), given.get("outcome", "")
-    return _json(200, {"results": views.list_results(app, run_id, outcome, limit, skip)})
+    return _json(200, views.list_results(app, run_id, outcome, limit, skip))
 
 
 def change_run(app: App, request: Request) -> Response:
@@ -189,7 +189,8 @@ def change_run(app: App, request: Request) -> Response:
     keys = {key.strip() for key in given.get("ids", "").split(",")} - {""}
     if "ids" in given and not keys:
         raise MappingError("ids names no record; leave it out to take all that failed.", code="bad_parameter")
-    return _json(200, views.run_view(app, repairs.ACTIONS[action](app, runs.existing_run(app, run_id), "http", keys)))
+    repaired = repairs.ACTIONS[action](app, runs.existing_run(app, run_id), "http", keys)
+    return _json(200, views.run_view(app, repaired.run) | {"repair": {"action": action, "records": repaired.records}})
 
 
 def health(app: App, request: Request) -> Response:  # noqa: ARG001  # the shape of every handler

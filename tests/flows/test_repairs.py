@@ -95,7 +95,7 @@ def test_event_that_failed_is_retried_by_either_key(contact_world: ContactWorld,
     failed = [world.send("contact", each, "Create") for each in (contact, other)]
     world.edit("contact", contact, emailaddress1="ana@customer.example")
 
-    again = repairs.retry_failed(world.app, world.event_run(), "operator", [getattr(failed[0], named)])
+    again = repairs.retry_failed(world.app, world.event_run(), "operator", [getattr(failed[0], named)]).run
     world.pump.run()
 
     assert {key: row.outcome for key, row in world.results(again).items()} == {contact: "created"}
@@ -118,9 +118,20 @@ def test_skip_of_all_leaves_nothing_open(app: World) -> None:
     """Without ids everything that failed in the run is skipped."""
     _, _, run_id = two_failed(app)
 
-    repair(run_id, "skip")
+    answer = repair(run_id, "skip")
 
     assert app.open_keys() == []
+    assert (answer["run_id"], answer["repair"]) == (run_id, {"action": "skip", "records": 2})
+
+
+@pytest.mark.parametrize(("ids", "records"), [(0, 2), (1, 1)], ids=["all", "one"])
+def test_retry_says_how_many_records_it_took(app: World, ids: int, records: int) -> None:
+    """The answer shows the new run, which is still to begin: the number is what a person has to check."""
+    *failed, run_id = two_failed(app)
+
+    answer = repair(run_id, "retry", *failed[:ids])
+
+    assert (answer["run_id"] != run_id, answer["repair"]) == (True, {"action": "retry", "records": records})
 
 
 @pytest.mark.parametrize(("action", "incidents"), [("recreate", 1), ("unlink", 0)])

@@ -164,7 +164,7 @@ def test_a_person_settles_it(contact_world: ContactWorld, mended: bool) -> None:
     with pytest.raises(MappingError):
         repairs.unlink_missing(world.app, failed, "operator")
 
-    run = repairs.recreate_missing(world.app, failed, "operator")
+    run = repairs.recreate_missing(world.app, failed, "operator").run
     world.pump.run()
 
     assert _emails(world) == [MOVED]

@@ -206,7 +206,7 @@ def test_recreated_record_is_made_anew_and_only_once(world: World) -> None:
     """Recreate makes the deleted incident again; asked a second time, it says that nothing is missing any more."""
     case, failed = _deleted(world)
 
-    again = repairs.recreate_missing(world.app, failed, "operator")
+    again = repairs.recreate_missing(world.app, failed, "operator").run
     world.pump.run()
     with pytest.raises(MappingError, match="has a new target since") as refused:
         repairs.recreate_missing(world.app, failed, "operator")
@@ -232,7 +232,7 @@ def test_recreated_record_that_is_deleted_again_says_so(world: World) -> None:
     assert (result.outcome, result.reason) == (Outcome.FAILED, "target_missing")
     assert "ServiceNow" in result.message
     world.servicenow.delete("incident", world.incident_of(case)["sys_id"])
-    again = repairs.recreate_missing(world.app, missed, "operator")
+    again = repairs.recreate_missing(world.app, missed, "operator").run
     world.pump.run()
     assert world.results(again)[case].outcome is Outcome.CREATED
 
