@@ -1,7 +1,8 @@
 """Verifying a window: every record of the source against its target, field by field; nothing is written.
 
 A verification is a run like any other, listed and mailed the same way, so its reads are its own. Its failures name what
-is missing, doubled, behind, refers to something that is gone, or was changed in the target after we last wrote it.
+is missing, doubled, behind, refers to something that is gone, or was changed in the target after we last wrote it. What a
+run would skip is skipped here, for the same reason.
 """
 
 from collections import Counter, defaultdict
@@ -12,9 +13,9 @@ from shared.errors import MappingError
 from shared.state.rows import Outcome, RunRow
 from sync import links
 from sync.children import kinds, look_at
-from sync.decide import NOT_OURS, NOT_SHOWN, agreed_name, comparable, search_key
+from sync.decide import NOT_OURS, NOT_SHOWN, Action, agreed_name, comparable, search_key
 from sync.flow import Flow
-from sync.items import decide_work, guarded, load_links, map_work, read_records, read_targets
+from sync.items import decide_work, guarded, load_links, map_work, prepare, read_records, read_targets
 from sync.siblings import read_siblings, siblings_of
 from sync.work import Family, Work, each
 
@@ -24,18 +25,28 @@ def verify(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     read_records(flow, works)
     each(works, lambda work: map_work(flow, work))
     load_links(flow, run, works)
-    each(works, lambda work: _check_link(flow, work))
-    guarded(flow, [work for work in works if work.open], read_targets)
-    guarded(flow, [work for work in works if work.open], lambda flow, rest: _check_targets(flow, run, rest))
+    each(works, _check_scope)
+    linked = [work for work in works if work.open and work.linked_key]
+    _check_unlinked(flow, run, [work for work in works if work.open and not work.linked_key])
+    guarded(flow, linked, read_targets)
+    guarded(flow, [work for work in linked if work.open], lambda flow, rest: _check_targets(flow, run, rest))
     _check_children(flow, run, works)
 
 
-def _check_link(flow: Flow, work: Work) -> None:
-    linked = work.link is not None and bool(work.link.other_key)
+def _check_scope(work: Work) -> None:
     if not work.in_scope:
         work.end(Outcome.SKIPPED, "not_in_scope", "The record does not meet the recipe's condition.")
-    elif not linked:
-        work.end(Outcome.FAILED, "not_synced", f"The {flow.source_type().noun} has no {flow.target_type().noun} yet.")
+
+
+def _check_unlinked(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
+    """Decide about records without a target as a preview does: what a run would skip or fail keeps the run's reason."""
+    if not works:
+        return
+    prepare(flow, run.model_copy(update={"preview": True}), works, create_references=False)
+    for work in works:
+        if work.error is None and work.outcome is not Outcome.SKIPPED:
+            text = f"The {flow.source_type().noun} has no {flow.target_type().noun} yet."
+            work.end(Outcome.FAILED, "not_synced", text)
 
 
 def _check_targets(flow: Flow, run: RunRow, works: list[Work]) -> None:
@@ -43,15 +54,18 @@ def _check_targets(flow: Flow, run: RunRow, works: list[Work]) -> None:
     doubled, dangling = _find_doubles(flow, works), _find_dangling(flow, works)
     for work in works:
         altered, behind = _compare(flow, run, work)
+        skipped = work.decided.action is Action.SKIP
         found = {
             "target_doubled": doubled.get(id(work), ""),
             "reference_missing": _named("Refers to a record that is gone or hidden", dangling[id(work)]),
-            "target_behind": _named("Changed in the source and not written yet", behind),
+            "target_behind": _named("Changed in the source and not written yet", [] if skipped else behind),
             "target_altered": _named("Changed in the target since we wrote it", altered),
         }
         differences = {reason: text for reason, text in found.items() if text}
         if differences:
             work.end(Outcome.FAILED, next(iter(differences)), " ".join(differences.values()))
+        elif skipped:
+            work.end(Outcome.SKIPPED, work.decided.code, work.decided.reason)
         else:
             work.end(Outcome.UNCHANGED)
 
@@ -77,8 +91,9 @@ def _add_children(flow: Flow, run: RunRow, work: Work, family: Family) -> None:
     there = [child for child in family.works if child.error is None]
     read = [child for child in there if child.target]
     marked = flow.recipe.block.is_marked  # its text is not compared: its system may have rewritten it
+    closed = work.target is not None and work.target.closed  # it takes no new ones
     counts = {
-        "not written yet": sum(1 for child in there if not child.linked_key),
+        "not written yet": sum(1 for child in there if not (child.linked_key or closed)),
         "not taken away yet": len(family.stale) if family.mirrored else 0,
         "gone in the target": sum(1 for child in there if child.linked_key and not child.target),
         "different": sum(1 for child in read if child.outcome or not (marked or not any(_compare(flow, run, child)))),
@@ -90,9 +105,10 @@ def _add_children(flow: Flow, run: RunRow, work: Work, family: Family) -> None:
     if broken is not None:
         work.error, work.outcome = broken, None
     elif said:
-        reason = work.reason or ("target_behind" if not any([*counts.values()][2:]) else "target_altered")
+        told = work.reason if work.outcome is Outcome.FAILED else ""
+        reason = told or ("target_behind" if not any([*counts.values()][2:]) else "target_altered")
         name = flow.recipe.block.record
-        work.end(Outcome.FAILED, reason, f"{work.message} {name}: {said}.".strip())
+        work.end(Outcome.FAILED, reason, f"{work.message if told else ''} {name}: {said}.".strip())
 
 
 def _named(text: str, fields: Sequence[str]) -> str:

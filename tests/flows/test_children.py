@@ -171,6 +171,7 @@ def test_a_closed_record_takes_no_comment(twins: TwinWorld) -> None:
 
     assert [warning["code"] for warning in twins.result(run).warnings] == ["target_closed"]
     assert not twins.vendor.requests("PATCH")
+    assert twins.sync_recipe(OUT, verify=True).counts == {"unchanged": 1}  # nor is it to be synced
 
 
 # -- trouble ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import pytest
 from tests.flows.contacts import CONTACTS, ContactWorld
 from tests.flows.world import World
 
+CLOSED = {"state": "7", "close_code": "Solution provided", "close_notes": "Done"}
+
 
 def synced(world: World, count: int = 4) -> list[str]:
     cases = [world.add_case(f"Printer {number} is offline") for number in range(count)]
@@ -70,6 +72,57 @@ def test_source_that_is_ahead_is_named(world):
     differences = found(world)
 
     assert {key: reason for key, (reason, _) in differences.items()} == {cases[3]: "target_behind", new: "not_synced"}
+
+
+def test_what_runs_skip_is_no_difference(world):
+    """The incident of a case is closed and takes nothing: a run skips it, so "sync it" would be advice for ever."""
+    cases = synced(world)
+    world.servicenow.update("incident", world.incident_of(cases[0])["sys_id"], **CLOSED)
+    world.edit_case(cases[0], title="Printer 0 burns")
+    unlinked = world.add_case("Printer is on fire")
+    world.servicenow.insert("incident", correlation_id=unlinked, short_description="Printer", **CLOSED)
+    skipped = {
+        key: row.reason for key, row in world.results(world.sync("last_days:3")).items() if row.outcome == "skipped"
+    }
+    world.forget_journal()
+
+    run = world.sync("last_days:3", verify=True)
+
+    told = {key: row.reason for key, row in world.results(run).items() if row.outcome == "skipped"}
+    assert told == skipped == {cases[0]: "target_closed", unlinked: "target_closed"}
+    assert run.counts["unchanged"] == 3
+    assert world.outcomes(run) == {"unchanged": 3, "skipped": 2}
+    assert world.writes() == []
+
+
+def test_closed_target_is_still_compared_with_what_was_agreed(world):
+    """That it takes no more changes does not hide what an agent changed, or that it is doubled."""
+    cases = synced(world)
+    incident = world.incident_of(cases[0])["sys_id"]
+    world.servicenow.update("incident", incident, short_description="Something else", **CLOSED)
+    world.edit_case(cases[0], description="Burns")
+
+    assert {key: reason for key, (reason, _) in found(world).items()} == {cases[0]: "target_altered"}
+
+
+def test_what_runs_fail_is_told_by_their_reason(world):
+    """A record that no run can sync is not to be synced first: its own reason says what to mend. Nothing is made for it."""
+    synced(world)
+    company = world.add_case(customerid_account=world.dynamics.insert("account", name="Northwind"))
+    doubled = world.add_case("Two incidents stand for it")
+    for _ in range(2):
+        world.servicenow.insert("incident", correlation_id=doubled, short_description="Printer")
+    stranger = world.add_case(contact=world.add_contact("new@customer.example"))
+
+    differences = found(world)
+
+    assert {key: reason for key, (reason, _) in differences.items()} == {
+        company: "customer_is_account",
+        doubled: "ambiguous_match",
+        stranger: "not_synced",
+    }
+    assert world.users("new@customer.example") == []
+    assert world.writes() == []
 
 
 def test_backfill_is_verified_by_itself(world):
