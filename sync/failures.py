@@ -19,11 +19,16 @@ def open_rows(app: App, run: RunRow) -> dict[str, OpenRow]:
 
 
 def keep_open(app: App, run: RunRow, results: Iterable[ResultRow], known: Mapping[str, OpenRow]) -> None:
-    """Note what failed, to be taken along by the next runs, and strike what is in order again."""
+    """Note what failed, to be taken along by the next runs, and strike what is in order again.
+
+    A run may be added up late: what another one has failed with since its result stays as it is.
+    """
     if run.preview:
         return
     for result in results:
         row = known.get(result.record_key or result.key)
+        if row is not None and row.last_failed_at > result.ended_at:
+            continue
         if result.outcome is Outcome.FAILED and (row is None or row.last_run_id != run.run_id):
             app.tables.upsert(_open_row(run, result, row))
         elif result.outcome is not Outcome.FAILED and row is not None:

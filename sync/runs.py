@@ -407,7 +407,7 @@ def _account_events(app: App, run: RunRow) -> None:
         look_again(app, run, EVENTS_CHECK_S)
 
 
-BRIEF = ("page", "key", "record_key", "outcome", "reason", "warnings")
+BRIEF = ("page", "key", "record_key", "outcome", "reason", "warnings", "ended_at")
 
 
 def confirm_run(app: App, run_id: str, who: str) -> RunRow:

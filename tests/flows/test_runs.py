@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.simulator import FaultKind
 from shared.errors import MappingError
-from shared.state.rows import CursorRow, MailState, RunState
+from shared.state.rows import CursorRow, MailState, Outcome, RunState
 from sync import runs
 from tests.flows.world import NOW, RECIPE, TRANSACTION_S, YESTERDAY, Delivery, Killed, World
 
@@ -382,6 +382,25 @@ def test_run_whose_closing_was_interrupted_is_closed_by_a_check(world: World) ->
 
     assert world.run_row(run).closed
     assert len(world.mailbox.mails) == 1
+
+
+def test_a_cancelled_run_does_not_strike_what_a_newer_one_failed_with(world: World) -> None:
+    """Its own result of the record is the older one: what failed since is taken along all the same."""
+    cases = [world.add_case() for _ in range(4)]
+    run = world.start(mail_to=())
+    world.pump.run(until=lambda: bool(world.results(run)))
+    (case,) = world.results(run).keys() & set(cases)
+    runs.cancel_run(world.app, run.run_id, "operator@example.com")
+    world.advance(1)
+    world.dynamics.update("incident", case, title="")
+    newer = world.start(f"ids={case}", mail_to=())
+    world.pump.run(for_s=runs.SETTLED_AFTER_S - 10)
+    assert world.results(newer)[case].outcome is Outcome.FAILED
+
+    world.pump.run()
+
+    assert world.run_row(run).closed
+    assert world.open_keys() == [case]
 
 
 # -- outages ----------------------------------------------------------------------------------------------------------
