@@ -61,11 +61,15 @@ CLOCKS_APART_S = 60.0  # ours and the vendors'
 
 
 def claim_ahead(flow: Flow, works: Sequence[Work], book: links.Book) -> None:
-    """Load and claim the links of works whose records are still to be read; what is in doubt is settled later."""
+    """Load and claim the links of works whose records are still to be read; what is in doubt is settled later.
+
+    What the other side has begun is not claimed: given up by us, it would be gone.
+    """
     found = links.find_links(flow, [work.key for work in works])
     for work in works:
         work.link, work.linked = found[work.key], True
-    wanted = {id(work): links.Wanted(work.key, work.link, work.owner, creating=False) for work in works}
+    each(works, lambda work: links.check_finished(flow, work.link, work.owner) if work.link else None)
+    wanted = {id(work): links.Wanted(work.key, work.link, work.owner, creating=False) for work in works if work.open}
     book.claim_together(list(wanted.values()))
 
     def claim(work: Work) -> None:
@@ -323,12 +327,13 @@ def _look_doubtful_up(flow: Flow, run: RunRow, work: Work, create_by: datetime) 
         _decide_anew(flow, run, work)
         return
     came_along = work.item.row is not None
-    _disbelieve_page(work)
     found = _find_sent(flow, work)
+    if found is None and came_along:  # it was sent like this; what is made now is the newest state
+        _read_again(flow, work)
+        _decide_anew(flow, run, work)
+        return
+    _disbelieve_page(work)  # not before: until it is looked up it goes on as it was sent
     if found is None:
-        if came_along:  # it was sent like this; what is made now is the newest state
-            _read_again(flow, work)
-            _decide_anew(flow, run, work)
         return
     sent_at = create_by - timedelta(seconds=flow.limits.create_s + CLOCKS_APART_S)
     changed = not create_tells(flow, work) or found.row.changed_at is None or found.row.changed_at >= sent_at

@@ -99,6 +99,27 @@ def test_an_event_leaves_the_other_sides_claim_as_it_is(twins: TwinWorld) -> Non
     assert _counts(twins) == (2, 2)
 
 
+def test_an_event_leaves_the_other_sides_claim_on_what_it_adopts(twins: TwinWorld) -> None:
+    """Nothing is in doubt there; given up by this side it would let the next change be left out, or made a third record."""
+    ours = twins.incident(short_description="Scanner jams")
+    theirs = twins.vendor.insert("incident", correlation_id=ours, short_description="To be adopted")
+    twins.advance(60)
+    twins.start(f"ids={ours}", mail_to=())
+    twins.wire.kill_on("storage POST targets", after=True)
+    twins.pump.lease_left_s = LEASE_S - 10
+    twins.pump.run(until=lambda: twins.pump.kills > 0)
+    _drop_items(twins)
+    twins.advance(LEASE_S + 1)
+
+    for event in ("first", "second"):
+        twins.send_event(BACK, "servicenow_vendor.incident", theirs, event)
+        twins.pump.run(for_s=1)
+
+    assert [each.reason for each in twins.event_results(BACK)] == ["other_side_unfinished"] * 2
+    assert [link.key for link in twins.view.scan(LinkRow) if not link.other_key] == [ours]
+    assert _counts(twins) == (2, 2)
+
+
 def test_a_linked_pair_is_found_from_the_other_side(twins: TwinWorld) -> None:
     """One link serves both directions: nothing is made, and the vendor's change comes back."""
     ours = twins.incident(short_description="Scanner jams")
