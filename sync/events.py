@@ -218,14 +218,15 @@ def _end(app: App, flow: Flow, run: RunRow, works: Sequence[Work], events: Seque
 
 
 def _with_row(message: EventMessage, work: Work, later: Again) -> EventMessage:
-    """Return a message that carries on an event, with its record as it was sent while its create is in doubt.
+    """Return a message that carries on an event, with its record as it was sent until its create was looked up.
 
-    Who waits for another's claim reads the record anew, as does one whose record makes the message too large.
+    Afterwards the record is read anew, as it is by who waits for another's claim, and where it makes the message too large.
     """
     if outcomes.is_lost_create(work) and work.row is not None:
         sent = message.model_copy(update={"row": RowModel.of(work.row)})
         return sent if sent_bytes(sent.body()) <= FITTING_BYTES else message.model_copy(update={"row": None})
-    return message.model_copy(update={"row": None}) if later.code == "claim_held" else message
+    looked_up = work.item.row is None
+    return message.model_copy(update={"row": None}) if looked_up or later.code == "claim_held" else message
 
 
 def _was_answered(flow: Flow, run: RunRow, work: Work) -> bool:

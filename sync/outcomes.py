@@ -105,8 +105,13 @@ def again_of(flow: Flow, work: Work) -> Again | None:
 
 
 def is_lost_create(work: Work) -> bool:
-    """Tell whether the answer to a record's own create was lost: it goes on as it was sent, whatever becomes of it meanwhile."""
-    return isinstance(work.error, AmbiguousWriteError) and not work.failed_child and not work.linked_key
+    """Tell whether the answer to a record's own create was lost: it goes on as it was sent, whatever becomes of it meanwhile.
+
+    That of a record which it refers to is lost before its own claim promises anything.
+    """
+    claim = work.link.claim if work.link is not None and not work.linked_key else None
+    left = claim is not None and claim.create_by is not None
+    return left and isinstance(work.error, AmbiguousWriteError) and not work.failed_child
 
 
 def _growing_delay_s(attempts: int) -> float:

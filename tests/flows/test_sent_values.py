@@ -54,14 +54,17 @@ def test_a_contact_whose_email_changes_before_the_look_up(contact_world: Contact
     assert world.results(run)[contact].outcome is Outcome.UPDATED
 
 
-def test_an_event_of_a_contact_whose_email_changes(contact_world: ContactWorld) -> None:
-    """So it is with events, which read their contact anew otherwise."""
+@pytest.mark.parametrize("refused", [False, True], ids=["looked up", "looked up later"])
+def test_an_event_of_a_contact_whose_email_changes(contact_world: ContactWorld, refused: bool) -> None:
+    """So it is with events, which read their contact anew otherwise; also where the look-up itself fails at first."""
     world = contact_world
     contact = world.contact(EMAIL)
     world.marketo.add_fault(FaultKind.RESET_AFTER, **LEADS)
     first = world.hook("contact", contact, "Create")
     world.pump.run(for_s=1)
     world.edit("contact", contact, emailaddress1=MOVED)
+    if refused:  # after its match, and what it asked while the create could still take effect
+        world.marketo.add_fault(FaultKind.STATUS, method="GET", path="/leads.json", status=500, skip=2, times=3)
     second = world.hook("contact", contact)
 
     world.pump.run()
@@ -137,13 +140,13 @@ def test_a_contact_that_cannot_be_looked_up_fails(contact_world: ContactWorld) -
     world = contact_world
     contact = _in_doubt(world)
 
-    runs = []
+    started = []
     for _ in range(2):
-        runs.append(world.start(f"ids={contact}", mail_to=()))
+        started.append(world.start(f"ids={contact}", mail_to=()))
         world.pump.run(for_s=1)  # the second one waits for no claim of the first
 
     assert _emails(world) == [EMAIL]
-    for run in runs:
+    for run in started:
         result = world.results(run)[contact]
         assert (result.outcome, result.reason) == (Outcome.FAILED, "create_in_doubt")
         assert "recreate" in result.message
@@ -265,3 +268,39 @@ def test_a_record_that_is_changed_in_the_target_before_the_look_up(world: World,
     result = world.results(world.runs()[0])[case]
     known = field == "correlation_id"
     assert (result.outcome, result.reason) == (("created", "") if known else ("failed", "create_in_doubt"))
+
+
+# -- what was sent is held no longer than the doubt -----------------------------------------------------------------------
+
+
+def test_an_event_whose_doubt_is_over_reads_its_contact_anew(contact_world: ContactWorld) -> None:
+    """Looked up and not made, its create is put off; the contact is deleted meanwhile, which its own event finds unlinked."""
+    world = contact_world
+    contact = world.contact(EMAIL)
+    world.marketo.add_fault(FaultKind.REFUSE, **LEADS)
+    first = world.hook("contact", contact, "Create")
+    world.pump.run(for_s=1)
+    world.marketo.add_fault(FaultKind.STATUS, **LEADS, status=429, headers={"Retry-After": "60"}, times=3)
+    before = len(world.marketo.requests("POST", "/leads.json"))
+    world.pump.run(for_s=600, until=lambda: len(world.marketo.requests("POST", "/leads.json")) > before)
+    world.dynamics.delete("contact", contact)
+    second = world.hook("contact", contact, "Delete")
+
+    world.pump.run()
+
+    assert world.leads() == []
+    assert [world.event(each).outcome for each in (first, second)] == [Outcome.SKIPPED, Outcome.SKIPPED]
+
+
+def test_an_event_of_which_a_references_answer_was_lost_reads_its_contact_anew(contact_world: ContactWorld) -> None:
+    """Its company's create is in doubt, its own cannot have left: it is made as it is by then, or not at all."""
+    world = contact_world
+    contact = world.contact(EMAIL, world.account())
+    world.marketo.add_fault(FaultKind.RESET_AFTER, method="POST", path="/companies.json")
+    event = world.hook("contact", contact, "Create")
+    world.pump.run(for_s=1)
+    world.dynamics.delete("contact", contact)
+
+    world.pump.run()
+
+    assert (world.leads(), world.event(event).reason) == ([], "source_missing")
