@@ -211,10 +211,8 @@ def _claim(flow: Flow, run: RunRow, work: Work, book: links.Book) -> None:
         if taken.create_by is None and taken.changed:
             _read_again(flow, work)
             _decide_anew(flow, run, work)
-            if work.open and _unrepeatable(flow, work.decided) is not wanted.creating:
-                # else a lost answer would be waited for that nobody needs, or one that is needed would not be
-                link = promised(flow, work) or work.link
-                work.link = links.renew(flow, link, work.owner, creating=not wanted.creating)
+            if work.open:
+                _promise_anew(flow, work, wanted.creating)
         if work.open and work.decided.action is Action.UPDATE:
             check_owned(flow, work)
         if work.open and (work.decided.action is Action.CREATE or _moves(flow, work)):
@@ -234,6 +232,19 @@ def _wanted(flow: Flow, work: Work) -> links.Wanted:
     in_doubt = work.link is not None and _is_doubted(work.link)  # what that says stays until it is looked up
     link = promised(flow, work) if creating and not in_doubt else work.link
     return links.Wanted(work.key, link, work.owner, creating, value, _is_held(work))
+
+
+def _promise_anew(flow: Flow, work: Work, promises_create: bool) -> None:
+    """Let a claim on a row that said something else promise what is decided now, and say by what that is looked up.
+
+    Else a lost answer would be waited for that nobody needs, or one that is needed would not be.
+    """
+    creating = _unrepeatable(flow, work.decided)
+    link = promised(flow, work) if creating else work.link
+    if link is None or work.link is None:
+        return
+    if creating is not promises_create or claims.content(link) != claims.content(work.link):
+        work.link = links.renew(flow, link, work.owner, creating=creating)
 
 
 def _adopt(flow: Flow, work: Work, link: LinkRow, key: str) -> None:

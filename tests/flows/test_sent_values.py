@@ -211,6 +211,28 @@ def test_a_create_that_cannot_have_left_is_not_in_doubt(contact_world: ContactWo
     assert (_emails(world), run.counts) == ([MOVED], {"created": 1})
 
 
+def test_a_claim_on_a_link_that_another_has_begun_says_what_is_sent(contact_world: ContactWorld) -> None:
+    """An event died with its claim, before it said anything; a first run, which looks no links up, goes on from there."""
+    world = contact_world
+    contact = world.contact(EMAIL)
+    world.advance(1)
+    world.start("today", mail_to=())
+    world.view.insert(LinkRow(pair="a", side="b", key="c"))  # so that there is a table
+    world.wire.kill_on("storage POST links", after=True)
+    world.hook("contact", contact, "Create")
+    world.pump.run(until=lambda: world.pump.kills > 0)
+    world.pump.waiting = [each for each in world.pump.waiting if each.queue != "events"]
+    world.advance(LEASE_S + 1)
+    world.marketo.add_fault(FaultKind.RESET_AFTER, **LEADS)
+    world.pump.run(until=lambda: bool(world.leads()))
+    _abandon(world)
+    world.edit("contact", contact, emailaddress1=MOVED)
+
+    run = world.sync(f"ids={contact}", mail_to=())
+
+    assert (_emails(world), world.results(run)[contact].reason) == ([EMAIL], "create_in_doubt")
+
+
 def test_what_is_stored_of_a_value_is_a_digest(contact_world: ContactWorld) -> None:
     """Under the claim as under the value itself; once the record is linked nothing of it stays."""
     world = contact_world
