@@ -54,6 +54,8 @@ def find_sent(flow: Flow, work: Work) -> Match | None:
     Raises SyncError when that is no one free record, MappingError `create_in_doubt` when something may have been made that
     cannot be looked up: with a value that the record does not hold any more, or with none.
     """
+    if work.link is not None and work.link.outcome == Outcome.ADOPTED:
+        return find_by_first_rule(flow, work)  # it was there: an entry is in doubt, and nothing can have been made
     noun, names = flow.target_type().noun, " and ".join(flow.recipe.block.first_match)
     sent = work.link.inputs.get(flow.target_name, "") if work.link and not work.siblings else ""
     if sent == NO_VALUE:

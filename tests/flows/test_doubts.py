@@ -134,6 +134,25 @@ def test_a_comment_on_a_record_that_a_later_rule_found_is_not_added_again(commen
     assert run.counts == {"adopted": 1}
 
 
+def test_a_record_that_was_there_is_not_looked_for_beyond_its_rule(commenting: World) -> None:
+    """No create is in doubt, so that nobody else who has its value, and does not meet the rule, can be its incident."""
+    world = commenting
+    rule = "  - {fields: [correlation_display], when: {active: true}}\n  - number"
+    world.change_recipe("  - correlation_id\n  - number", rule)
+    case = world.add_case(description="First")
+    number = world.number_of(case)
+    other = world.servicenow.insert("incident", correlation_display=number, number="INC0099")
+    world.servicenow.update("incident", other, **CLOSED)
+    world.servicenow.insert("incident", number=number)
+    world.servicenow.add_fault(FaultKind.REFUSE, **PATCH)
+
+    run = world.sync()
+
+    assert run.counts == {"adopted": 1}
+    (incident,) = world.incidents(number=number)
+    assert len(world.servicenow.records.journal(incident, "comments")) == 1
+
+
 def test_a_comment_under_another_records_value_is_not_added_again(commenting: World) -> None:
     """The record is found by a value whose create, another's, was in doubt; then the answer to its own comment is lost."""
     world = commenting
