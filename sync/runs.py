@@ -294,6 +294,8 @@ def check_run(app: App, message: RunMessage) -> None:
         end_run(app, run, _end_state(run))
         return
     run = guards.judge(app, run)
+    if run.turn != message.turn:
+        return  # it was pushed meanwhile: that check goes on
     if run.state is RunState.AWAITING_CONFIRMATION:
         look_again(app, run, 3600)
         return
@@ -345,7 +347,11 @@ def _account(app: App, run: RunRow) -> RunRow:
     }
     if run.state is RunState.WAITING:
         changes |= GOES_ON
-    return app.update_run(run.run_id, lambda row: row.model_copy(update=changes), known=run) or run
+
+    def count(row: RunRow) -> RunRow:
+        return row if row.state.ended else row.model_copy(update=changes)  # who closes it counts all of it
+
+    return app.update_run(run.run_id, count, known=run) or run
 
 
 def _last_results(app: App, run: RunRow, pages: Sequence[PageRow]) -> Iterator[tuple[PageRow, dict[str, ResultRow]]]:

@@ -1,13 +1,15 @@
 """The life of runs: starting, joining, the cursor, what is taken along, outages, cancelling, and runs that stop moving."""
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from sandbox.simulator import FaultKind
 from shared.errors import MappingError
-from shared.state.rows import CursorRow, MailState, Outcome, RunState
+from shared.state.rows import CursorRow, MailState, Outcome, RunRow, RunState
 from sync import runs
 from tests.flows.world import NOW, RECIPE, TRANSACTION_S, YESTERDAY, Delivery, Killed, World
 
@@ -371,6 +373,49 @@ def test_run_is_not_closed_by_two_at_once(world: World) -> None:
 
     assert (before, len(world.mailbox.mails)) == ([], 1)
     assert world.run_row(run).error == "No such record."
+
+
+def _check_beside(world: World, run: RunRow, end: Callable[[], object]) -> None:
+    """Deliver a run's check, and end the run when that check is about to store what it has added up."""
+    (check,) = [each for each in world.pump.waiting if each.queue == "runs"]
+    carry = world.wire.carry
+
+    def end_before(label: str, call: Callable[[], Any]) -> Any:
+        if label == "storage PUT runs":
+            patch.undo()
+            end()
+        return carry(label, call)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.wire, "carry", end_before)
+        world.pump.deliver(check)
+    assert world.run_row(run).state.ended
+
+
+@pytest.fixture
+def in_hand(world: World) -> RunRow:
+    """Return a run of which one record has its result, and the others are still to be worked."""
+    for _ in range(3):
+        world.add_case()
+    run = world.start()
+    world.pump.run(until=lambda: bool(world.results(run)))
+    return run
+
+
+def test_a_check_that_meets_a_cancel_ends(world: World, in_hand: RunRow) -> None:
+    """The cancel has sent a check of its own: two of one turn would close the run, and mail it, side by side."""
+    _check_beside(world, in_hand, lambda: runs.cancel_run(world.app, in_hand.run_id, "operator@example.com"))
+    world.pump.run(for_s=0, until=lambda: True)
+
+    assert len([each for each in world.pump.waiting if each.queue == "runs"]) == 1
+
+
+def test_a_check_does_not_count_a_run_that_has_ended(world: World, in_hand: RunRow) -> None:
+    """Who closed it has counted all of it."""
+    _check_beside(world, in_hand, lambda: runs.end_run(world.app, in_hand, RunState.FAILED, "No page."))
+    world.pump.run()
+
+    assert world.run_row(in_hand).counts == {"created": 1}
 
 
 def test_run_whose_closing_was_interrupted_is_closed_by_a_check(world: World) -> None:
