@@ -222,10 +222,10 @@ def _with_row(message: EventMessage, work: Work, later: Again) -> EventMessage:
 
     Afterwards the record is read anew, as it is by who waits for another's claim, and where it makes the message too large.
     """
-    if outcomes.is_lost_create(work) and work.row is not None:
+    looked_up = work.item.row is None
+    if later.code != "claim_held" and outcomes.is_create_in_doubt(work) and work.row is not None:
         sent = message.model_copy(update={"row": RowModel.of(work.row)})
         return sent if sent_bytes(sent.body()) <= FITTING_BYTES else message.model_copy(update={"row": None})
-    looked_up = work.item.row is None
     return message.model_copy(update={"row": None}) if looked_up or later.code == "claim_held" else message
 
 

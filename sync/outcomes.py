@@ -104,14 +104,17 @@ def again_of(flow: Flow, work: Work) -> Again | None:
             return Again(_growing_delay_s(work.attempts), True, "internal_error", text)
 
 
-def is_lost_create(work: Work) -> bool:
-    """Tell whether the answer to a record's own create was lost: it goes on as it was sent, whatever becomes of it meanwhile.
+def is_create_in_doubt(work: Work) -> bool:
+    """Tell whether a record's own create is in doubt: it goes on as it was sent, whatever becomes of it meanwhile.
 
-    That of a record which it refers to is lost before its own claim promises anything.
+    Its answer was lost just now, or before, and then something failed on the way to its look-up. That of a record which it
+    refers to is lost before its own claim promises anything.
     """
     claim = work.link.claim if work.link is not None and not work.linked_key else None
-    left = claim is not None and claim.create_by is not None
-    return left and isinstance(work.error, AmbiguousWriteError) and not work.failed_child
+    if claim is None or claim.create_by is None or work.failed_child:
+        return False
+    came_along = work.attempts > 1 and work.item.row is not None
+    return came_along or isinstance(work.error, AmbiguousWriteError)
 
 
 def _growing_delay_s(attempts: int) -> float:

@@ -427,7 +427,7 @@ def _waiting_item(work: Work, later: Again) -> ItemModel:
     Who waits for another's claim reads the record anew: the other may have a newer state in hand. A create that was
     not answered is looked up as it was sent, whatever becomes of the record meanwhile.
     """
-    if (later.counted and not outcomes.is_lost_create(work)) or later.code == "claim_held":
+    if (later.counted and not outcomes.is_create_in_doubt(work)) or later.code == "claim_held":
         return ItemModel(key=work.key)
     if work.item.row is not None or work.row is None:
         return work.item

@@ -39,12 +39,15 @@ def _emails(world: ContactWorld) -> list[str]:
 # -- the message itself comes again -------------------------------------------------------------------------------------
 
 
-def test_a_contact_whose_email_changes_before_the_look_up(contact_world: ContactWorld) -> None:
+@pytest.mark.parametrize("skip", [None, 0, 2], ids=["looked up", "refused before", "look-up refused"])
+def test_a_contact_whose_email_changes_before_the_look_up(contact_world: ContactWorld, skip: int | None) -> None:
     """The message carries the contact as it was sent; the new email is the next change, and moves the lead."""
     world = contact_world
     contact = world.contact(EMAIL)
     _lose_answer(world, _item_of(world, contact))
     world.edit("contact", contact, emailaddress1=MOVED)
+    if skip is not None:
+        world.marketo.add_fault(FaultKind.STATUS, method="GET", path="/leads.json", status=500, skip=skip, times=3)
 
     world.pump.run()
     run = world.sync(f"ids={contact}", mail_to=())
