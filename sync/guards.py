@@ -120,22 +120,19 @@ def judge(app: App, run: RunRow) -> RunRow:
     excess = _excess(app, users, sum(page.removals for page in pages), sum(page.removable for page in pages))
     if not excess:
         return release(app, run)
-    run = (
-        app.change_run(
-            run.run_id,
-            state=RunState.AWAITING_CONFIRMATION,
-            held_for=" and ".join(excess),
-            held_count=sum(number for number, _ in excess.values()),
-            held_text=" ".join(sentence for _, sentence in excess.values()),
-            held_at=app.now(),
-            moved_at=app.now(),
-            counts_so_far=dict(counts),
-        )
-        or run
-    )
-    if run.mail_to:
+    changes = {
+        "state": RunState.AWAITING_CONFIRMATION,
+        "held_for": " and ".join(excess),
+        "held_count": sum(number for number, _ in excess.values()),
+        "held_text": " ".join(sentence for _, sentence in excess.values()),
+        "held_at": app.now(),
+        "moved_at": app.now(),
+        "counts_so_far": dict(counts),
+    }
+    asked = app.update_run(run.run_id, lambda row: row if row.state.ended else row.model_copy(update=changes)) or run
+    if asked.mail_to and not asked.state.ended:  # else it was cancelled meanwhile, and is mailed when it is counted
         app.queues.send(SummaryMessage(run_id=run.run_id))
-    return run
+    return asked
 
 
 def _excess(app: App, users: int, removals: int, removable: int) -> dict[str, tuple[int, str]]:

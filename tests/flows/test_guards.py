@@ -1,8 +1,9 @@
 """A run that would create many users asks first: it lists everything, holds what would create, and goes on when told to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,35 @@ def test_too_many_new_users_wait_for_a_person(world: World) -> None:
     assert mail.recipients == (RECIPIENT,)
     assert "4 users" in mail.text
     assert run.run_id in mail.text
+
+
+@pytest.mark.parametrize("writes", [0, 1], ids=["as it is counted", "as it is judged"])
+def test_a_run_that_is_cancelled_when_it_would_ask_asks_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """It holds nothing any more, and is mailed once, when what was in hand is counted."""
+    _cases(world, 4)
+    run = world.start()
+    world.pump.run(until=lambda: len(world.results(run)) == 10)
+    (check,) = [each for each in world.pump.waiting if each.queue == "runs"]
+    carry, left = world.wire.carry, [run.run_id, *[""] * writes]
+
+    def cancel_before(label: str, call: Callable[[], Any]) -> Any:
+        if label == "storage PUT runs" and left and left.pop():
+            runs.cancel_run(world.app, run.run_id, "operator@example.com")
+        return carry(label, call)
+
+    monkeypatch.setattr(world.wire, "carry", cancel_before)
+    world.pump.deliver(check)
+    assert world.run_row(run).state is RunState.CANCELLED
+    world.pump.run(for_s=runs.SETTLED_AFTER_S - 10)
+    assert world.mailbox.mails == []
+
+    world.pump.run()
+
+    view = run_view(world.app, world.run_row(run))
+    assert (view["counts"], view["held"]) == ({"created": 6}, None)
+    assert len(world.mailbox.mails) == 1
 
 
 def test_confirmed_run_goes_on_and_replaces_what_was_held(world: World) -> None:
