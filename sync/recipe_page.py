@@ -57,16 +57,6 @@ TYPES = {
     "array": "list",
 }
 REFUSED = {(Find, "children")}  # by a rule of the loader, with a sentence of its own
-LINKED = {
-    "start",
-    "daily",
-    "poll",
-    "notify",
-    "fields",
-    "find",
-    "children",
-    "match",
-}  # keys with a section of their name
 
 
 def print_recipe_reference() -> str:
@@ -89,9 +79,10 @@ def _keys(model: type[BaseModel]) -> str:
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     properties = schema.get("properties") or definitions[model.__name__]["properties"]  # a model that holds itself
+    sections = {title for title, _ in SECTIONS}
     rows = ["| Key | Type | Default | What it says |", "|---|---|---|---|"]
     for key, field in keys_of(model).items():
-        name = f"[`{key}`](#{key})" if key in LINKED else f"`{key}`"
+        name = f"[`{key}`](#{key})" if key in sections else f"`{key}`"
         kind = " or ".join(dict.fromkeys(_types(properties[key], definitions)))
         rows.append(f"| {name} | {kind} | {_default(field)} | {_cell(field.description or '')} |")
     return "\n".join(rows)
