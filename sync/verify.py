@@ -42,7 +42,7 @@ def _check_unlinked(flow: Flow, run: RunRow, works: Sequence[Work]) -> None:
     """Decide about records without a target as a preview does: what a run would skip or fail keeps the run's reason."""
     if not works:
         return
-    prepare(flow, run.model_copy(update={"preview": True}), works, create_references=False)
+    prepare(flow, run, works, create_references=False)  # a verification is a preview
     for work in works:
         if work.error is None and work.outcome is not Outcome.SKIPPED:
             text = f"The {flow.source_type().noun} has no {flow.target_type().noun} yet."
