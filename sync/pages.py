@@ -200,8 +200,8 @@ def _find_or_list(app: App, flow: Flow, run: RunRow, message: PageMessage) -> tu
 
 
 def _has_ended(app: App, run: RunRow) -> bool:
-    """Tell whether a run was ended while its page waited for room."""
-    now = app.find_run(run.run_id)
+    """Tell whether a run was ended while its page waited for room, or was worked; it may have been a moment ago."""
+    now = app.known_run(run.run_id)
     return now is None or now.state.ended
 
 
@@ -313,8 +313,7 @@ def _work_here(
     message = ItemsMessage(run_id=run.run_id, page=page, items=[], first_sent_at=app.now())
 
     def work(portion: Sequence[Work]) -> None:
-        known = app.known_run(run.run_id)
-        if known is None or known.state.ended:
+        if _has_ended(app, run):
             return  # what is in hand ends, a page may hold minutes of it
         for each in portion:
             each.owner, each.first_sent_at = f"{owner}:{each.key}", message.first_sent_at
