@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -405,15 +405,15 @@ def _told_once(views: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], l
     def says(view: dict[str, str]) -> tuple[str, ...]:
         return tuple(text for name, text in view.items() if name not in ("label", "url"))
 
-    counts = Counter(map(says, views))
-    alone = [view for view in views if counts[says(view)] < SAME_FROM]
-    groups = []
-    for said, count in counts.most_common():
-        same = [view for view in views if says(view) == said]
-        if count >= SAME_FROM:
-            groups.append(
-                same[0] | {"count": count, "examples": [(each["label"], each["url"]) for each in same], "more": 0}
-            )
+    alike: defaultdict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for view in views:
+        alike[says(view)].append(view)
+    alone = [view for view in views if len(alike[says(view)]) < SAME_FROM]
+    groups = [
+        same[0] | {"count": len(same), "examples": [(each["label"], each["url"]) for each in same], "more": 0}
+        for same in sorted(alike.values(), key=len, reverse=True)
+        if len(same) >= SAME_FROM
+    ]
     return alone, groups
 
 
