@@ -14,7 +14,7 @@ from tests.flows.contacts import ContactWorld
 from tests.flows.test_closed_case import PATCH, comments_on
 from tests.flows.test_found_creates import EMAIL, _deliver, _die_creating, _item_of, _values
 from tests.flows.test_lost_answers import INCIDENT
-from tests.flows.world import LEASE_S, World
+from tests.flows.world import LEASE_S, Delivery, World
 
 GONE = "gone: # the case was resolved, cancelled or deleted; its incident gets a note and is left open\n"
 
@@ -39,6 +39,19 @@ def _drop_items(world: World) -> None:
 def _put_updates_off(world: World, for_s: int) -> None:
     headers = {"Retry-After": str(for_s)}
     world.servicenow.add_fault(FaultKind.STATUS, **PATCH, status=429, headers=headers, times=3)
+
+
+def _outrun(world: World) -> tuple[str, Delivery]:
+    """Return a case, and a message that holds it as it was before another run has worked it."""
+    case = world.add_case(description="First")
+    world.sync()
+    world.edit_case(case, title="Second title")
+    older = _item_of(world, case)
+    world.dynamics.update("incident", case, title="Third title")
+    world.advance(1)
+    world.start(f"ids={case}", mail_to=())
+    world.pump.run(for_s=5)
+    return case, older
 
 
 # -- entries ------------------------------------------------------------------------------------------------------------
@@ -69,14 +82,7 @@ def test_an_older_message_does_not_settle_a_comment_in_doubt(commenting: World) 
 def test_a_message_that_is_out_of_date_does_not_settle_a_comment_in_doubt(commenting: World) -> None:
     """The record was worked since it was prepared; then a comment's answer was lost and the rest of its update put off."""
     world = commenting
-    case = world.add_case(description="First")
-    world.sync()
-    world.edit_case(case, title="Second title")
-    older = _item_of(world, case)
-    world.dynamics.update("incident", case, title="Third title")
-    world.advance(1)
-    world.start(f"ids={case}", mail_to=())
-    world.pump.run(for_s=5)
+    case, older = _outrun(world)
     world.dynamics.update("incident", case, description="Second", title="Fourth title")
     world.advance(1)
     newer = _item_of(world, case)
@@ -178,14 +184,7 @@ def test_a_comment_under_another_records_value_is_not_added_again(commenting: Wo
 def test_a_record_that_was_read_anew_promises_what_it_writes_then(commenting: World) -> None:
     """It was prepared without a comment, is read anew since another run has worked it, and has one: its answer is lost."""
     world = commenting
-    case = world.add_case(description="First")
-    world.sync()
-    world.edit_case(case, title="Second title")
-    older = _item_of(world, case)
-    world.dynamics.update("incident", case, title="Third title")
-    world.advance(1)
-    world.start(f"ids={case}", mail_to=())
-    world.pump.run(for_s=5)
+    case, older = _outrun(world)
     world.dynamics.update("incident", case, description="Second")
     world.servicenow.add_fault(FaultKind.RESET_AFTER, **PATCH)
 
